@@ -1,0 +1,214 @@
+"""From the node's status to the messages of the API. Clients use these messages as they are: nothing maps them back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from agent import status
+from agent.api.names import NODE, artifact_name, deployment_name, event_name, instance_name
+from agent.api.structs import struct_from_dict, struct_from_json
+from agent.supervision.service import Applied, ArtifactStatus, Change, ConfigInForce, LogChunk, Planned
+from agent.v1 import agent_pb2 as pb
+
+# Built from the names at import, so that a value that the proto lacks is found at once.
+PHASES: Final[Mapping[status.Phase, pb.Phase]] = {p: getattr(pb, f"PHASE_{p.name}") for p in status.Phase}
+DESIRED: Final[Mapping[status.Desired, pb.Desired]] = {d: getattr(pb, f"DESIRED_{d.name}") for d in status.Desired}
+SEVERITIES: Final[Mapping[status.Severity, pb.Severity]] = {
+    s: getattr(pb, f"SEVERITY_{s.name}") for s in status.Severity
+}
+TERNARIES: Final[Mapping[bool | None, pb.Ternary]] = {
+    None: pb.TERNARY_UNSPECIFIED,
+    True: pb.TERNARY_TRUE,
+    False: pb.TERNARY_FALSE,
+}
+OUTCOMES: Final[Mapping[str, pb.ApplyDeploymentResponse.Outcome]] = {
+    "created": pb.ApplyDeploymentResponse.OUTCOME_CREATED,
+    "replaced": pb.ApplyDeploymentResponse.OUTCOME_REPLACED,
+    "unchanged": pb.ApplyDeploymentResponse.OUTCOME_UNCHANGED,
+}
+
+
+def timestamp(seconds: float | None) -> Timestamp | None:
+    """Unix seconds to a Timestamp, to the microsecond (what a double holds); None stays unset."""
+    if seconds is None:
+        return None
+    whole, micros = divmod(round(seconds * 1e6), 1_000_000)
+    return Timestamp(seconds=whole, nanos=micros * 1000)
+
+
+def snapshot(value: status.Snapshot) -> pb.GetStatusResponse:
+    return pb.GetStatusResponse(
+        revision=value.revision, node=node(value.node), deployments=[deployment(item) for item in value.deployments]
+    )
+
+
+def node(value: status.NodeStatus) -> pb.Node:
+    return pb.Node(
+        name=NODE,
+        host=value.name,
+        uid=value.uid,
+        version=value.version,
+        start_time=timestamp(value.started_at),
+        scope=value.scope,
+        inventory=struct_from_json(value.inventory_json),
+        policy=struct_from_json(value.policy_json),
+        conditions=[_condition(item) for item in value.conditions],
+        memory_total_bytes=value.memory_total,
+        memory_available_bytes=value.memory_available,
+        memory_reserved_bytes=value.memory_reserved,
+        deployment_count=value.deployments,
+        ready_count=value.ready,
+    )
+
+
+def deployment(value: status.DeploymentStatus) -> pb.Deployment:
+    return pb.Deployment(
+        name=deployment_name(value.name),
+        uid=value.uid,
+        generation=value.generation,
+        observed_generation=value.observed_generation,
+        etag=value.etag,
+        desired=DESIRED[value.desired],
+        phase=PHASES[value.phase],
+        reason=value.reason,
+        message=value.message,
+        phase_time=timestamp(value.since),
+        create_time=timestamp(value.created_at),
+        update_time=timestamp(value.updated_at),
+        spec=struct_from_json(value.spec_json),
+        plan=struct_from_json(value.plan_json) if value.plan_json else None,
+        endpoint=value.endpoint,
+        restarts=value.restarts,
+        next_attempt_time=timestamp(value.next_attempt_at),
+        progress=_progress(value.progress) if value.progress else None,
+        granted=_granted(value.granted) if value.granted else None,
+        diagnosis=_diagnosis(value.diagnosis) if value.diagnosis else None,
+        instance=instance(value.instance) if value.instance else None,
+        previous=instance(value.previous) if value.previous else None,
+    )
+
+
+def instance(value: status.InstanceStatus) -> pb.Instance:
+    return pb.Instance(
+        name=instance_name(value.deployment, value.id),
+        deployment=deployment_name(value.deployment),
+        generation=value.generation,
+        attempt=value.attempt,
+        runtime=value.runtime,
+        live=value.live,
+        pid=value.pid,
+        port=value.port,
+        create_time=timestamp(value.created_at),
+        start_time=timestamp(value.started_at),
+        ready_time=timestamp(value.ready_at),
+        end_time=timestamp(value.ended_at),
+        exit=_exit(value.exit) if value.exit else None,
+        diagnosis=_diagnosis(value.diagnosis) if value.diagnosis else None,
+        probes=[_probe(item) for item in value.probes],
+        log_path=value.log_path,
+        memory_bytes=value.memory_bytes,
+        enforcement=value.enforcement,
+    )
+
+
+def event(value: status.Event) -> pb.Event:
+    return pb.Event(
+        name=event_name(value.seq),
+        seq=value.seq,
+        time=timestamp(value.at),
+        severity=SEVERITIES[value.severity],
+        reason=value.reason,
+        message=value.message,
+        deployment=deployment_name(value.deployment),
+        instance=value.instance,
+    )
+
+
+def artifact(value: ArtifactStatus) -> pb.Artifact:
+    variant = value.variant
+    return pb.Artifact(
+        name=artifact_name(variant),
+        source=variant.source,
+        path=variant.path,
+        format=variant.format,
+        quantization=variant.quantization,
+        size_bytes=variant.bytes,
+        digest=variant.digest,
+        used_by=[deployment_name(name) for name in value.used_by],
+        architecture=variant.architecture,
+    )
+
+
+def applied(value: Applied) -> pb.ApplyDeploymentResponse:
+    return pb.ApplyDeploymentResponse(outcome=OUTCOMES[value.outcome], deployment=deployment(value.deployment))
+
+
+def planned(value: Planned) -> pb.PlanDeploymentResponse:
+    return pb.PlanDeploymentResponse(
+        plan=struct_from_dict(value.plan.to_dict()) if value.plan else None,
+        refusal=_diagnosis(value.refusal) if value.refusal else None,
+        argv=value.argv,
+    )
+
+
+def config(value: ConfigInForce) -> pb.GetConfigResponse:
+    return pb.GetConfigResponse(
+        config=struct_from_dict(value.config),
+        origins=[pb.ConfigOrigin(field=item.field, value=item.value, origin=item.origin) for item in value.origins],
+    )
+
+
+def change(value: Change) -> pb.WatchResponse:
+    response = pb.WatchResponse(resume_token=value.resume_token)
+    if value.deployment:
+        response.deployment.CopyFrom(deployment(value.deployment))
+    elif value.event:
+        response.event.CopyFrom(event(value.event))
+    else:
+        response.synced.CopyFrom(pb.Synced(events_lost=value.events_lost))
+    return response
+
+
+def log_chunk(value: LogChunk) -> pb.StreamLogsResponse:
+    return pb.StreamLogsResponse(data=value.data, instance=value.instance)
+
+
+def _condition(value: status.Condition) -> pb.Condition:
+    return pb.Condition(
+        type=value.type,
+        status=TERNARIES[value.status],
+        reason=value.reason,
+        message=value.message,
+        since=timestamp(value.since),
+    )
+
+
+def _diagnosis(value: status.Diagnosis) -> pb.Diagnosis:
+    return pb.Diagnosis(
+        code=value.code, message=value.message, evidence=value.evidence, hint=value.hint, fatal=value.fatal
+    )
+
+
+def _exit(value: status.ExitStatus) -> pb.ExitStatus:
+    return pb.ExitStatus(code=value.code, signal=value.signal, oom_killed=value.oom_killed, time=timestamp(value.at))
+
+
+def _probe(value: status.ProbeVerdict) -> pb.ProbeVerdict:
+    return pb.ProbeVerdict(
+        kind=value.kind,
+        verdict=value.verdict,
+        time=timestamp(value.at),
+        detail=value.detail,
+        failures=value.failures,
+    )
+
+
+def _progress(value: status.Progress) -> pb.Progress:
+    return pb.Progress(step=value.step, done_bytes=value.done, total_bytes=value.total)
+
+
+def _granted(value: status.Granted) -> pb.Granted:
+    return pb.Granted(max_model_len=value.max_model_len, max_num_seqs=value.max_num_seqs, model=value.model)

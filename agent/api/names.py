@@ -1,0 +1,74 @@
+"""Resource names (AIP-122): how they are written and read. A deployment's bare id is accepted for its name."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from agent.errors import FieldViolation, InvalidArgument
+from agent.planning.plan import Variant
+
+NODE = "node"
+
+_LABEL = "([a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?)"  # RFC 1123
+_ID = "([A-Za-z0-9._-]{1,128})"
+_DEPLOYMENT = re.compile(f"(?:deployments/)?{_LABEL}")
+_INSTANCE = re.compile(f"deployments/{_LABEL}/instances/{_ID}")
+_INSTANCE_ID = re.compile(_ID)
+
+
+def deployment_name(deployment: str) -> str:
+    """The resource name of a deployment; empty for none."""
+    return f"deployments/{deployment}" if deployment else ""
+
+
+def instance_name(deployment: str, instance: str) -> str:
+    return f"deployments/{deployment}/instances/{instance}"
+
+
+def event_name(seq: int) -> str:
+    return f"events/{seq}"
+
+
+def artifact_name(variant: Variant) -> str:
+    """By digest where one is known, else by a hash of the path: stable as long as the file stays where it is."""
+    return "artifacts/" + (variant.digest.replace(":", "-") or hashlib.sha256(variant.path.encode()).hexdigest()[:16])
+
+
+def parse_deployment(text: str, field: str) -> str:
+    """The id in `deployments/{id}`. Raises InvalidArgument for `field`."""
+    if match := _DEPLOYMENT.fullmatch(text):
+        return match[1]
+    raise _invalid(field, text, "must be deployments/{id} or {id}; an id is a lower-case RFC 1123 label")
+
+
+def parse_optional_deployment(text: str, field: str) -> str:
+    """The id, or "" for all deployments. Raises InvalidArgument for `field`."""
+    return parse_deployment(text, field) if text else ""
+
+
+def parse_instance(text: str, field: str) -> tuple[str, str]:
+    """Deployment and id in `deployments/{deployment}/instances/{id}`. Raises InvalidArgument for `field`."""
+    if match := _INSTANCE.fullmatch(text):
+        return match[1], match[2]
+    raise _invalid(field, text, "must be deployments/{deployment}/instances/{id}")
+
+
+def parse_optional_instance(text: str, deployment: str, field: str) -> str:
+    """The id in an instance's name or bare id, or "" for the newest. Raises InvalidArgument for `field`."""
+    if not text or _INSTANCE_ID.fullmatch(text):
+        return text
+    owner, instance = parse_instance(text, field)
+    if owner != deployment:
+        raise _invalid(field, text, f"must be an instance of deployments/{deployment}")
+    return instance
+
+
+def last_part(name: str) -> str:
+    """The id at the end of a name that a server sent; "" stays ""."""
+    return name.rpartition("/")[2]
+
+
+def _invalid(field: str, text: str, rule: str) -> InvalidArgument:
+    shown = text if len(text) <= 80 else text[:77] + "..."
+    return InvalidArgument(f"{field} {shown!r} is not a valid name", violations=(FieldViolation(field, rule),))

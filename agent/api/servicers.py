@@ -1,0 +1,168 @@
+"""What each method does: check the request, ask the node, map the answer. Knows nothing of gRPC but the messages.
+
+A unary handler answers with a message, with serialised bytes, or with an awaitable of a message; a stream
+handler with the node's iterator and the function that maps each item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+from google.protobuf.message import Message
+
+from agent.api import mapping, names, requests
+from agent.errors import NotFound
+from agent.status import DeploymentStatus, InstanceStatus
+from agent.supervision.service import ArtifactStatus, NodeApi
+from agent.v1 import agent_pb2 as pb
+
+UnaryHandler = Callable[[Any], Message | bytes | Awaitable[Message]]
+Stream = tuple[AsyncIterator[Any], Callable[[Any], Message]]
+StreamHandler = Callable[[Any], Stream]
+
+_DEPLOYMENTS: requests.Listing[DeploymentStatus] = requests.Listing("deployments", lambda item: (item.name,), (str,))
+_INSTANCES: requests.Listing[InstanceStatus] = requests.Listing(
+    "instances",
+    lambda item: (-item.created_at, item.id),  # newest first
+    (float, str),
+)
+_ARTIFACTS: requests.Listing[ArtifactStatus] = requests.Listing(
+    "artifacts", lambda item: (names.artifact_name(item.variant),), (str,)
+)
+
+
+class Servicers:
+    """The handlers of all services of one node."""
+
+    def __init__(self, node: NodeApi) -> None:
+        self._node = node
+        self._status_revision = -1
+        self._status = b""
+        self.unary: Mapping[str, UnaryHandler] = {
+            "agent.v1.NodeService.GetStatus": self.get_status,
+            "agent.v1.NodeService.GetNode": self.get_node,
+            "agent.v1.NodeService.GetConfig": self.get_config,
+            "agent.v1.DeploymentService.ApplyDeployment": self.apply_deployment,
+            "agent.v1.DeploymentService.GetDeployment": self.get_deployment,
+            "agent.v1.DeploymentService.ListDeployments": self.list_deployments,
+            "agent.v1.DeploymentService.DeleteDeployment": self.delete_deployment,
+            "agent.v1.DeploymentService.PlanDeployment": self.plan_deployment,
+            "agent.v1.DeploymentService.RestartDeployment": self.restart_deployment,
+            "agent.v1.DeploymentService.StopDeployment": self.stop_deployment,
+            "agent.v1.DeploymentService.StartDeployment": self.start_deployment,
+            "agent.v1.InstanceService.ListInstances": self.list_instances,
+            "agent.v1.InstanceService.GetInstance": self.get_instance,
+            "agent.v1.EventService.ListEvents": self.list_events,
+            "agent.v1.ArtifactService.ListArtifacts": self.list_artifacts,
+        }
+        self.streams: Mapping[str, StreamHandler] = {
+            "agent.v1.DeploymentService.Watch": self.watch,
+            "agent.v1.InstanceService.StreamLogs": self.stream_logs,
+        }
+
+    def get_status(self, _request: pb.GetStatusRequest) -> bytes:
+        """Asked most often by far, so it is serialised once for each revision."""
+        revision = self._node.revision
+        if revision != self._status_revision:
+            self._status = mapping.snapshot(self._node.snapshot()).SerializeToString()
+            self._status_revision = revision
+        return self._status
+
+    def get_node(self, _request: pb.GetNodeRequest) -> pb.Node:
+        return mapping.node(self._node.node())
+
+    def get_config(self, _request: pb.GetConfigRequest) -> pb.GetConfigResponse:
+        return mapping.config(self._node.config())
+
+    async def apply_deployment(self, request: pb.ApplyDeploymentRequest) -> pb.ApplyDeploymentResponse:
+        applied = await self._node.apply(
+            requests.spec(request.spec),
+            etag=request.etag,
+            request_id=requests.request_id(request.request_id),
+            validate_only=request.validate_only,
+        )
+        return mapping.applied(applied)
+
+    def get_deployment(self, request: pb.GetDeploymentRequest) -> pb.Deployment:
+        return mapping.deployment(self._node.get(names.parse_deployment(request.name, "name")))
+
+    def list_deployments(self, request: pb.ListDeploymentsRequest) -> pb.ListDeploymentsResponse:
+        page, token = _DEPLOYMENTS.page(self._node.snapshot().deployments, request.page_size, request.page_token)
+        return pb.ListDeploymentsResponse(
+            deployments=[mapping.deployment(item) for item in page], next_page_token=token
+        )
+
+    async def delete_deployment(self, request: pb.DeleteDeploymentRequest) -> pb.Deployment:
+        deleted = await self._node.delete(
+            names.parse_deployment(request.name, "name"),
+            etag=request.etag,
+            request_id=requests.request_id(request.request_id),
+            allow_missing=request.allow_missing,
+        )
+        return mapping.deployment(deleted)
+
+    async def plan_deployment(self, request: pb.PlanDeploymentRequest) -> pb.PlanDeploymentResponse:
+        return mapping.planned(await self._node.plan(requests.spec(request.spec)))
+
+    async def restart_deployment(self, request: pb.RestartDeploymentRequest) -> pb.Deployment:
+        name, request_id = _target(request)
+        return mapping.deployment(await self._node.restart(name, etag=request.etag, request_id=request_id))
+
+    async def stop_deployment(self, request: pb.StopDeploymentRequest) -> pb.Deployment:
+        name, request_id = _target(request)
+        return mapping.deployment(await self._node.stop(name, etag=request.etag, request_id=request_id))
+
+    async def start_deployment(self, request: pb.StartDeploymentRequest) -> pb.Deployment:
+        name, request_id = _target(request)
+        return mapping.deployment(await self._node.start(name, etag=request.etag, request_id=request_id))
+
+    def watch(self, request: pb.WatchRequest) -> Stream:
+        deployment = names.parse_optional_deployment(request.deployment, "deployment")
+        token = requests.resume_token(request.resume_token)
+        return self._node.watch(deployment, token, request.events_only), mapping.change
+
+    def list_instances(self, request: pb.ListInstancesRequest) -> pb.ListInstancesResponse:
+        deployment = names.parse_deployment(request.parent, "parent")
+        page, token = _INSTANCES.page(self._node.instances(deployment), request.page_size, request.page_token)
+        return pb.ListInstancesResponse(instances=[mapping.instance(item) for item in page], next_page_token=token)
+
+    def get_instance(self, request: pb.GetInstanceRequest) -> pb.Instance:
+        deployment, wanted = names.parse_instance(request.name, "name")
+        for instance in self._node.instances(deployment):
+            if instance.id == wanted:
+                return mapping.instance(instance)
+        raise NotFound(
+            f"there is no instance {wanted} of deployment {deployment}",
+            hint="only the newest instances are kept; list them",
+        )
+
+    def stream_logs(self, request: pb.StreamLogsRequest) -> Stream:
+        deployment = names.parse_deployment(request.deployment, "deployment")
+        chunks = self._node.logs(
+            deployment,
+            instance=names.parse_optional_instance(request.instance, deployment, "instance"),
+            previous=request.previous,
+            tail_lines=requests.tail_lines(request.tail_lines),
+            follow=request.follow,
+        )
+        return chunks, mapping.log_chunk
+
+    async def list_events(self, request: pb.ListEventsRequest) -> pb.ListEventsResponse:
+        deployment = names.parse_optional_deployment(request.deployment, "deployment")
+        size = requests.page_size(request.page_size)
+        before = requests.before_seq(request.page_token)
+        found = await self._node.events(deployment, before_seq=before, limit=size + 1)
+        page = found[-size:]  # the one more that was asked for is the oldest: there is an older page
+        token = requests.encode_token("events", (page[0].seq,)) if len(found) > size else ""
+        return pb.ListEventsResponse(events=[mapping.event(item) for item in page], next_page_token=token)
+
+    def list_artifacts(self, request: pb.ListArtifactsRequest) -> pb.ListArtifactsResponse:
+        page, token = _ARTIFACTS.page(self._node.artifacts(), request.page_size, request.page_token)
+        return pb.ListArtifactsResponse(artifacts=[mapping.artifact(item) for item in page], next_page_token=token)
+
+
+def _target(
+    request: pb.RestartDeploymentRequest | pb.StopDeploymentRequest | pb.StartDeploymentRequest,
+) -> tuple[str, str]:
+    return names.parse_deployment(request.name, "name"), requests.request_id(request.request_id)

@@ -1,0 +1,1 @@
+"""What is fetched before a start: weights, one file a source."""

@@ -1,0 +1,68 @@
+"""file:/absolute/path: a model that lies on the node. Nothing is copied, and there is no digest to check against."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from agent.artifacts.base import ArtifactError, Fetched, SourcePolicy
+from agent.models.parts import parts
+from agent.status import Diagnosis, DiagnosisCode, Progress
+
+#: Seconds until a look at a path counts as hung: network file systems answer within a few, or not at all.
+DEADLINE = 20.0
+
+
+async def resolve(rest: str, policy: SourcePolicy) -> Fetched:
+    """The file, where it is regular, readable and inside the allowed directories. Raises `ArtifactError`."""
+    try:
+        async with asyncio.timeout(DEADLINE):
+            return await asyncio.to_thread(_look, Path(rest), policy)
+    except TimeoutError:
+        message = f"{rest} did not answer within {DEADLINE:g} s"
+        raise ArtifactError(
+            Diagnosis(DiagnosisCode.LAUNCH_FAILED, message, hint="its file system is slow or hangs")
+        ) from None
+
+
+async def fetch(rest: str, policy: SourcePolicy, progress: Callable[[Progress], None]) -> Fetched:
+    """The same: the file is where it is. Raises `ArtifactError`."""
+    del progress
+    return await resolve(rest, policy)
+
+
+def _look(path: Path, policy: SourcePolicy) -> Fetched:
+    if not path.is_absolute():
+        raise _missing(f"{path} is not an absolute path")
+    try:
+        size = sum(_size(file, policy) for file in parts(path))
+    except ValueError as error:
+        raise _missing(f"{path}: {error}") from None
+    except OSError as error:
+        reason = "it is a loop of symbolic links" if error.errno == errno.ELOOP else error.strerror
+        raise _missing(f"{error.filename or path} cannot be opened: {reason}") from None
+    return Fetched(path, "", size, f"file:{path}")
+
+
+def _size(path: Path, policy: SourcePolicy) -> int:
+    """Bytes of one part. Links are followed before the directories are checked: a link may point out of them."""
+    real = Path(os.path.realpath(path, strict=True))  # unlike Path.resolve, an OSError for a loop in every Python
+    if policy.directories is not None and not any(
+        real.is_relative_to(directory.resolve()) for directory in policy.directories
+    ):
+        allowed = ", ".join(map(str, policy.directories)) or "none"
+        message = f"the node policy does not allow models in {real.parent}"
+        hint = f"policy.model_directories allows: {allowed}"
+        raise ArtifactError(Diagnosis(DiagnosisCode.POLICY_DENIED, message, str(path), hint))
+    status = real.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise _missing(f"{path} is not a regular file")
+    return status.st_size
+
+
+def _missing(message: str) -> ArtifactError:
+    return ArtifactError(Diagnosis(DiagnosisCode.MODEL_MISSING, message))

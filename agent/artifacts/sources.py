@@ -1,0 +1,58 @@
+"""Where models come from: one module a scheme, all behind `resolve` and `fetch`.
+
+A source resolves the rest of a reference to a local file and verifies it as far as its kind can. Whether a node
+allows a scheme or a directory is its policy, given as data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from agent.artifacts import source_file, source_package
+from agent.artifacts.base import ArtifactError, Fetched, SourcePolicy
+from agent.status import Diagnosis, DiagnosisCode, Progress
+
+__all__ = ["SOURCES", "ArtifactError", "Fetched", "SourcePolicy", "fetch", "resolve"]
+
+ShowProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One scheme. `resolve` is quick and says where the file is, or will be; `fetch` brings and verifies it."""
+
+    resolve: Callable[[str, SourcePolicy], Awaitable[Fetched]]
+    fetch: Callable[[str, SourcePolicy, ShowProgress], Awaitable[Fetched]]
+
+
+#: Scheme -> source.
+SOURCES: Mapping[str, Source] = {
+    "file": Source(source_file.resolve, source_file.fetch),
+    "package": Source(source_package.resolve, source_package.fetch),
+}
+
+
+async def resolve(reference: str, policy: SourcePolicy) -> Fetched:
+    """Where the model's file is on this node, not yet verified: enough to plan with. Raises `ArtifactError`."""
+    source, rest = _source(reference, policy)
+    return await source.resolve(rest, policy)
+
+
+async def fetch(reference: str, policy: SourcePolicy, progress: ShowProgress) -> Fetched:
+    """The model's file on this node, verified; `progress` is called in the event loop. Raises `ArtifactError`."""
+    source, rest = _source(reference, policy)
+    return await source.fetch(rest, policy, progress)
+
+
+def _source(reference: str, policy: SourcePolicy) -> tuple[Source, str]:
+    scheme, _, rest = reference.partition(":")
+    if scheme not in SOURCES:
+        hint = f"known sources: {', '.join(SOURCES)}"
+        message = f"the model source {scheme!r} is not known"
+        raise ArtifactError(Diagnosis(DiagnosisCode.MODEL_MISSING, message, reference, hint))
+    if scheme not in policy.schemes:
+        message = f"the node policy does not allow the model source {scheme!r}"
+        hint = f"policy.model_sources allows: {', '.join(sorted(policy.schemes)) or 'none'}"
+        raise ArtifactError(Diagnosis(DiagnosisCode.POLICY_DENIED, message, reference, hint))
+    return SOURCES[scheme], rest

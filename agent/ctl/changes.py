@@ -1,0 +1,60 @@
+"""Changes of deployments: asked once, and safe to ask again.
+
+Each change carries a request id, so that a call that is repeated after a lost connection is carried out once.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from agent.api.client import Client
+from agent.ctl.values import short
+from agent.ctl.watching import Goal, Report, wait_for
+from agent.errors import NotFound
+from agent.v1 import agent_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """An answer to apply, with the state before it: only what differs from that is an answer to this change."""
+
+    answer: pb.ApplyDeploymentResponse
+    before: pb.Deployment | None = None
+
+    @property
+    def name(self) -> str:
+        return short(self.answer.deployment.name)
+
+    @property
+    def outcome(self) -> str:
+        """`created`, `replaced` or `unchanged`."""
+        return pb.ApplyDeploymentResponse.Outcome.Name(self.answer.outcome).removeprefix("OUTCOME_").lower()
+
+
+def apply_one(client: Client, spec: dict[str, Any]) -> Applied:
+    before = existing(client, spec["name"])
+    answer = client.apply_deployment(spec, request_id=request_id())
+    # Where nothing changed nothing will move: the present state is the answer.
+    unchanged = answer.outcome == pb.ApplyDeploymentResponse.OUTCOME_UNCHANGED
+    return Applied(answer, None if unchanged else before)
+
+
+def wait_until_ready(client: Client, applied: Applied, *, seconds: float, report: Report) -> pb.Deployment:
+    """The deployment once it is ready. Raises as `watching.reached`, and `Timeout`."""
+    ready = wait_for(client, applied.name, Goal.READY, seconds=seconds, report=report, before=applied.before)
+    assert ready is not None  # only a wait for its deletion ends without it
+    return ready
+
+
+def existing(client: Client, name: str) -> pb.Deployment | None:
+    """The deployment as it is now, or None where there is none."""
+    try:
+        return client.get_deployment(name)
+    except NotFound:
+        return None
+
+
+def request_id() -> str:
+    return f"agentctl-{uuid.uuid4()}"

@@ -1,0 +1,128 @@
+"""The root of agentctl: which commands there are, and the one place where failures become words and exit codes.
+
+A command's module is imported when it is called, so that `agentctl status` does not pay for the others.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+import click
+
+from agent.ctl import options
+from agent.ctl.app import App
+from agent.ctl.exits import Exit
+from agent.ctl.failures import Usage, report, wants_json
+from agent.errors import AgentError, FailedPrecondition
+
+#: Command -> module in agent.ctl.commands, in the order of the help: look, do, ask why, the rest.
+COMMANDS: Final[dict[str, str]] = {
+    "status": "status",
+    "serve": "serve",
+    "apply": "apply",
+    "plan": "plan",
+    "get": "get",
+    "describe": "describe",
+    "delete": "lifecycle",
+    "restart": "lifecycle",
+    "stop": "lifecycle",
+    "start": "lifecycle",
+    "logs": "logs",
+    "events": "events",
+    "wait": "wait",
+    "config": "config",
+    "version": "version",
+    "completion": "completion",
+}
+
+
+class Root(click.Group):
+    """Finds commands when they are asked for, and turns every failure into a message and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"agent.ctl.commands.{COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FailedPrecondition as error:
+            from agent.ctl.versions import explained  # noqa: PLC0415  (only failures need it)
+
+            raise explained(error, ctx.ensure_object(App)) from error
+
+    def main(  # type: ignore[override]  # click's has two more by position, which nobody gives so
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> NoReturn:
+        words = list(sys.argv[1:] if args is None else args)
+        sys.exit(self._run(words, prog_name, {**extra, "standalone_mode": False}))
+
+    def _run(self, words: list[str], prog_name: str | None, extra: dict[str, Any]) -> Exit:
+        as_json = wants_json(words)
+        try:
+            code = super().main(words, prog_name, **extra)
+            sys.stdout.flush()  # here, where a reader that went away can still be told from a fault
+        except BrokenPipeError:
+            _forget_stdout()
+            return Exit.BROKEN_PIPE
+        except (click.Abort, KeyboardInterrupt):
+            return Exit.INTERRUPTED
+        except AgentError as error:
+            return report(error, as_json=as_json)
+        except click.ClickException as error:
+            return report(_usage(error), as_json=as_json)
+        except Exception as error:  # noqa: BLE001  (the outermost place: a person gets a sentence, not a traceback)
+            return report(_unexpected(error), as_json=as_json)
+        return Exit(code or Exit.OK)
+
+
+@options.with_examples
+@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})
+@options.socket
+@options.call_timeout
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Serve models on this node, and see how they are.
+
+    Works without any option when agentd runs for this user or for the system.
+
+    Example:
+      agentctl serve ./SmolLM2-135M-Instruct.Q4_1.gguf
+      agentctl status
+    """
+    ctx.ensure_object(App)
+    if os.environ.get("NO_COLOR"):
+        ctx.color = False
+
+
+def main() -> None:
+    """The entry point `agentctl`."""
+    cli.main(prog_name="agentctl")
+
+
+def _usage(error: click.ClickException) -> Usage:
+    path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "agentctl"
+    return Usage(error.format_message(), hint=f"{path} --help")
+
+
+def _unexpected(error: Exception) -> AgentError:
+    unexpected = AgentError(
+        f"a fault in agentctl: {type(error).__name__}: {error}", hint="AGENTCTL_DEBUG=1 shows where; please report it"
+    )
+    unexpected.__cause__ = error
+    return unexpected
+
+
+def _forget_stdout() -> None:
+    """Points stdout at nothing: else Python fails again when it flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,143 @@
+"""Options and arguments that several commands share, and the types that read them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from inspect import cleandoc
+from typing import Any, Final, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from agent.ctl.app import App
+from agent.ctl.completion import deployment_names
+from agent.ctl.output import Format
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Documented = TypeVar("Documented", bound=click.Command)
+
+#: What `get` shows, beside single deployments.
+KINDS: Final = ("deployments", "instances", "events", "artifacts", "node")
+
+_UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class Duration(click.ParamType[float]):
+    """Seconds, as a number or with a unit."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)?", str(value))
+        seconds = float(found[1]) * _UNITS[found[2] or ""] if found else 0.0
+        if seconds <= 0:
+            self.fail(f"{value!r} is not a positive number of seconds, nor one with a unit: 90s, 5m, 1h", param, ctx)
+        return seconds
+
+
+DURATION: Final = Duration()
+
+
+def with_examples(command: Documented) -> Documented:
+    """Keeps the lines of the examples in a command's help as they are: click would make a paragraph of them."""
+    command.help = cleandoc(command.help or "").replace("\n\nExample", "\n\n\b\nExample")
+    return command
+
+
+def connects(*, waits: bool = False) -> Callable[[Command], Command]:
+    """Adds --socket, and --timeout for each call; commands that wait have a --timeout of their own."""
+
+    def decorate(command: Command) -> Command:
+        if not waits:
+            command = call_timeout(command)
+        return socket(command)
+
+    return decorate
+
+
+def socket(command: Command) -> Command:
+    return click.option(
+        "--socket",
+        metavar="PATH",
+        expose_value=False,
+        callback=_store("socket"),
+        help="Socket of the daemon. Default: AGENTD_SOCKET, then this user's daemon, then the system's.",
+    )(command)
+
+
+def call_timeout(command: Command) -> Command:
+    return click.option(
+        "--timeout",
+        type=DURATION,
+        metavar="DURATION",
+        expose_value=False,
+        callback=_store("timeout"),
+        help="How long the daemon may take for one answer.  [default: 10s]",
+    )(command)
+
+
+def output(*, wide: bool = True) -> Callable[[Command], Command]:
+    """Adds -o. `wide=False` for commands whose table has no more columns; they read it as `table`."""
+    names = "more columns, " if wide else ""
+    return click.option(
+        "-o",
+        "--output",
+        "form",
+        type=click.Choice(Format, case_sensitive=False),
+        default="table",
+        show_default=True,
+        help=f"A table for people, {names}or JSON or YAML for programs.",
+    )
+
+
+def waiting(command: Command) -> Command:
+    """Adds --wait and the --timeout that limits it."""
+    wait = click.option("--wait", is_flag=True, help="Return when it is done, or failed.")
+    return wait(wait_timeout(command))
+
+
+def wait_timeout(command: Command) -> Command:
+    return click.option(
+        "--timeout",
+        type=DURATION,
+        metavar="DURATION",
+        default="10m",  # a large model on a slow disk loads for minutes; a wait without an end helps nobody
+        show_default=True,
+        help="How long to wait.",
+    )(command)
+
+
+def name(command: Command) -> Command:
+    return click.argument("name", metavar="NAME", shell_complete=complete_names)(command)
+
+
+def names(command: Command) -> Command:
+    return click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=complete_names)(command)
+
+
+def complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of deployments, without those that are on the line already."""
+    taken = ctx.params.get(param.name or "") or ()
+    known = deployment_names(ctx.ensure_object(App))
+    return [CompletionItem(one) for one in known if one.startswith(incomplete) and one not in taken]
+
+
+def complete_kinds_and_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """For `get`: kinds and names first, names after a kind."""
+    kinds = () if ctx.params.get(param.name or "") else KINDS
+    return [CompletionItem(kind) for kind in kinds if kind.startswith(incomplete)] + complete_names(
+        ctx, param, incomplete
+    )
+
+
+def _store(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    """A callback that keeps an option in the App; the one given with the command wins over the one before it."""
+
+    def callback(ctx: click.Context, _param: click.Parameter, value: Any) -> None:
+        if value is not None:
+            setattr(ctx.ensure_object(App), attribute, value)
+
+    return callback

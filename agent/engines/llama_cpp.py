@@ -1,0 +1,217 @@
+"""llama.cpp's `llama-server`: the adapter. Its flags, probes, memory and failures, and nothing else about it.
+
+Verified against build 10434 (flags: `llama_cpp_options.txt`) and, running, against build 11549 in the embedded
+wheel. Memory: docs/decisions/0003-llama-cpp-memory.md.
+"""
+
+# ruff: noqa: ARG002 - the signatures are those of all engines, whether this one needs each argument or not
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from agent.engines.arguments import Options
+from agent.engines.base import Activity, Capabilities, Command, EngineDefaults, HttpReply, HttpRequest, Located
+from agent.engines.executables import configured_or_on_path, version
+from agent.engines.llama_cpp_failures import diagnose
+from agent.engines.llama_cpp_memory import CACHE_BYTES, memory_terms, physical_batch
+from agent.engines.llama_cpp_refusals import REFUSED_FLAGS
+from agent.errors import FieldViolation
+from agent.models.profile import ModelProfile
+from agent.planning.plan import Limits, MemoryTerm, Plan
+from agent.status import Diagnosis, ExitStatus, Granted
+
+_EMBEDDED = Path(__file__).parent.parent / "embedded" / "llama_server.py"
+_VERSION = re.compile(r"version:\s*(.+)")
+_METRIC = re.compile(r"^llamacpp:(\w+) (\S+)$", re.MULTILINE)
+#: Counters that grow with every piece of work. A request that is being read counts only when its prompt is done, so
+#: `requests_processing` must be looked at too.
+_WORK = ("prompt_tokens_total", "tokens_predicted_total", "n_decode_total")
+
+
+class LlamaCpp:
+    """Satisfies `agent.engines.base.Engine`."""
+
+    name = "llama.cpp"
+    capabilities = Capabilities(
+        formats=frozenset({"gguf"}),
+        tasks=frozenset({"chat", "completion", "embedding", "rerank"}),
+        accelerators=frozenset({"cpu"}),
+        runtimes=frozenset({"process"}),
+        kv_cache_dtypes=CACHE_BYTES,
+        context_extending_flags=frozenset(
+            {"--rope-scaling", "--rope-scale", "--rope-freq-base", "--rope-freq-scale", "--yarn-orig-ctx"}
+        ),
+        pooling_flags=frozenset({"--pooling"}),
+    )
+    defaults = EngineDefaults(
+        max_num_seqs=4,
+        max_model_len_cap=4096,
+        kv_cache_dtype="f16",
+        max_num_batched_tokens=2048,
+        reasons=MappingProxyType(
+            {
+                "max_num_seqs": "llama-server's own number of slots",
+                "max_model_len": "enough for a conversation; every sequence reserves its whole context",
+                "kv_cache_dtype": "llama-server's own type, without loss",
+                "max_num_batched_tokens": "llama-server's own logical batch",
+            }
+        ),
+    )
+
+    def __init__(self) -> None:
+        self._options = Options.read("llama_cpp_options.txt", REFUSED_FLAGS)
+
+    def locate(self, configured: Sequence[str] | None) -> Located | None:
+        if native := configured_or_on_path(configured, "llama-server"):
+            argv, origin = native
+            return Located(argv, version(argv, _VERSION), origin)
+        return None if configured else _embedded()
+
+    def memory_terms(self, profile: ModelProfile, limits: Limits, task: str) -> tuple[MemoryTerm, ...]:
+        return memory_terms(profile, limits, task)
+
+    def check_extra_args(self, arguments: Sequence[str]) -> tuple[FieldViolation, ...]:
+        return tuple(self._options.check(arguments))
+
+    def check_variable(self, name: str) -> str:
+        # llama-server takes every flag from a variable too.
+        return "flags are given in `extra_args`, where they are checked" if name.startswith("LLAMA_ARG_") else ""
+
+    def command(self, plan: Plan, host: str, port: int) -> Command:
+        limits = plan.limits
+        batch = physical_batch(limits, plan.task)
+        argv = [
+            *plan.binary,
+            *("--model", plan.variant.path),
+            *("--alias", plan.model_name),
+            *("--host", host),
+            *("--port", str(port)),
+            # The context is given for all slots together, and each gets an equal, fixed part: a unified cache would
+            # let one long sequence take the room that the plan promised to the others.
+            *("--ctx-size", str(limits.max_model_len * limits.max_num_seqs)),
+            *("--parallel", str(limits.max_num_seqs)),
+            "--no-kv-unified",
+            *("--batch-size", str(max(limits.max_num_batched_tokens, batch))),
+            *("--ubatch-size", str(batch)),
+            *("--threads", str(limits.threads)),
+            *("--cache-type-k", limits.kv_cache_dtype),
+            *("--cache-type-v", limits.kv_cache_dtype),
+            *("--flash-attn", "on"),  # a quantized V cache needs it, and the memory model is that of this kernel
+            *("--device", ",".join(plan.devices) or "none"),
+            *("--fit", "off"),  # it would shrink the context behind the plan's back
+            *("--cache-ram", "0"),  # 8 GiB by default, outside the budget
+            *("--ctx-checkpoints", "0"),  # 32 copies of a slot's state for some models, outside the budget
+            "--metrics",
+            "--slots",
+            "--no-ui",
+            "--offline",  # the artifact is there; nothing may be fetched instead
+            *("--cors-origins", "localhost"),  # by default any web page may read answers from a local port
+            *("--sse-ping-interval", "2"),  # seconds; an open stream ends only at a ping, so this bounds the stop
+            *_TASK_FLAGS.get(plan.task, ()),
+            *plan.extra_args,
+        ]
+        return Command(tuple(argv))
+
+    def startup_probe(self, plan: Plan) -> HttpRequest:
+        return _HEALTH
+
+    def readiness_probe(self, plan: Plan) -> HttpRequest:
+        return _HEALTH
+
+    def liveness_probe(self, plan: Plan) -> HttpRequest:
+        return _HEALTH
+
+    def inference_probe(self, plan: Plan) -> HttpRequest:
+        if plan.task == "embedding":
+            return _post("/v1/embeddings", {"input": "a"})
+        if plan.task == "rerank":
+            return _post("/v1/rerank", {"query": "a", "documents": ["a"]})
+        # Without the prompt cache the whole way is computed. The grammar keeps the token printable: a model may
+        # answer bytes that are no text, and the server turns those into status 500.
+        body = {"prompt": "a", "n_predict": 1, "cache_prompt": False, "grammar": "root ::= [a-z ]"}
+        return _post("/completion", body)
+
+    def loading(self, reply: HttpReply) -> bool:
+        return reply.status == 0 or (reply.status == 503 and "Loading model" in reply.body)
+
+    def activity_request(self, plan: Plan) -> HttpRequest:
+        return HttpRequest("GET", "/metrics")
+
+    def parse_activity(self, body: str) -> Activity:
+        metrics = {name: _number(value) for name, value in _METRIC.findall(body)}
+        running, waiting = metrics.get("requests_processing"), metrics.get("requests_deferred")
+        work = [value for name in _WORK if (value := metrics.get(name)) is not None]
+        return Activity(
+            None if running is None else int(running),
+            None if waiting is None else int(waiting),
+            sum(work) if work else None,
+        )
+
+    def granted_requests(self, plan: Plan) -> tuple[HttpRequest, ...]:
+        return (HttpRequest("GET", "/slots"), HttpRequest("GET", "/v1/models"))
+
+    def parse_granted(self, replies: Sequence[HttpReply]) -> Granted:
+        slots, models = (_json(reply) for reply in replies)
+        contexts = [slot["n_ctx"] for slot in slots] if isinstance(slots, list) else []
+        served = models.get("data", []) if isinstance(models, dict) else []
+        return Granted(
+            max_model_len=min(contexts, default=None),
+            max_num_seqs=len(contexts) or None,
+            model=served[0]["id"] if served else "",
+        )
+
+    def diagnose(self, exit: ExitStatus, log_tail: str) -> Diagnosis:
+        return diagnose(exit, log_tail)
+
+    def secret_flags(self) -> Mapping[str, str]:
+        return {"api_key": "LLAMA_API_KEY"}
+
+
+_HEALTH = HttpRequest("GET", "/health")
+_TASK_FLAGS: Mapping[str, tuple[str, ...]] = {"embedding": ("--embedding",), "rerank": ("--rerank",)}
+
+
+def _post(path: str, body: Mapping[str, object]) -> HttpRequest:
+    return HttpRequest("POST", path, json.dumps(body))
+
+
+def _json(reply: HttpReply) -> Any:
+    """The body of a good reply, else None: what the engine does not tell is not known."""
+    if reply.status != 200:
+        return None
+    try:
+        return json.loads(reply.body)
+    except ValueError:
+        return None
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _embedded() -> Located | None:
+    """Our launcher over the `xllamacpp` wheel, where it is installed; found without importing it.
+
+    Run by path, without PYTHON* variables (-E) and without its folder in front of the module path (-P): neither the
+    working directory nor the deployment's environment can put other modules in its way.
+    """
+    if importlib.util.find_spec("xllamacpp") is None:
+        return None
+    try:
+        wheel = distribution_version("xllamacpp")
+    except PackageNotFoundError:
+        return None
+    return Located((sys.executable, "-E", "-P", str(_EMBEDDED)), f"xllamacpp {wheel}", "embedded")

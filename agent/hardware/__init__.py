@@ -1,0 +1,1 @@
+"""What the host has, one file a vendor; all return the same inventory."""

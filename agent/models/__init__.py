@@ -1,0 +1,1 @@
+"""Model profiles, read from the models' own files."""

@@ -1,0 +1,119 @@
+"""Reading a GGUF header without its contents. Imports numpy and gguf: only `agent.models.inspect` may import this."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+#: Arrays up to this many numbers are read (a value per layer); longer ones, and all arrays of strings, are the
+#: vocabulary and only counted.
+_LONGEST_ARRAY = 4096
+
+
+class Corrupt(Exception):
+    """The file is not what a GGUF file must be; the message says where."""
+
+
+class Unsupported(Exception):
+    """The file is a GGUF file that cannot be served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One row of the tensor table."""
+
+    name: str
+    kind: str
+    elements: int
+    bytes: int
+
+
+class Header(gguf.GGUFReader):
+    """gguf's reader with two methods replaced: it builds several numpy views for every token of the vocabulary and
+    for every tensor, which takes seconds and hundreds of MiB; a plan needs neither.
+    """
+
+    rows: list[Tensor]
+
+    def _get_field_parts(
+        self, orig_offs: int, raw_type: int
+    ) -> tuple[int, list[npt.NDArray[Any]], list[int], list[gguf.GGUFValueType]]:
+        if gguf.GGUFValueType(raw_type) != gguf.GGUFValueType.ARRAY:
+            result: tuple[int, list[npt.NDArray[Any]], list[int], list[gguf.GGUFValueType]]
+            result = super()._get_field_parts(orig_offs, raw_type)
+            return result
+        item = gguf.GGUFValueType(int(self._get(orig_offs, np.uint32)[0]))
+        count = int(self._get(orig_offs + 4, np.uint64)[0])
+        start = orig_offs + 12
+        if item == gguf.GGUFValueType.STRING:
+            end = self._skip_strings(start, count)
+        elif item in self.gguf_scalar_to_np:
+            end = start + count * np.dtype(self.gguf_scalar_to_np[item]).itemsize
+        else:
+            raise Corrupt(f"an array of arrays at byte {orig_offs}")
+        if end > len(self.data):
+            raise Corrupt(f"the array at byte {orig_offs} ends beyond the file")
+        parts = [np.array([count], dtype=np.uint64)]
+        if item in self.gguf_scalar_to_np and count <= _LONGEST_ARRAY:
+            parts.append(self._get(start, self.gguf_scalar_to_np[item], count))
+        return end - orig_offs, parts, [len(parts) - 1], [gguf.GGUFValueType.ARRAY, item]
+
+    def _skip_strings(self, offset: int, count: int) -> int:
+        """The offset behind `count` strings. Raises `struct.error` when the file ends before."""
+        length_of = struct.Struct(("<" if self.endianess == gguf.GGUFEndian.LITTLE else ">") + "Q").unpack_from
+        data: Any = self.data
+        view = memoryview(data)
+        for _ in range(count):
+            offset += 8 + length_of(view, offset)[0]
+        return offset
+
+    def _build_tensors(self, start_offs: int, fields: list[gguf.ReaderField]) -> None:
+        self.rows = []
+        for field in fields:
+            *_, dims, raw_type, offset = field.parts
+            try:
+                kind = gguf.GGMLQuantizationType(int(raw_type[0]))
+            except ValueError:
+                raise Unsupported(f"tensor {field.name} has the unknown type {raw_type[0]}") from None
+            elements = 1
+            for dimension in dims.tolist():
+                elements *= dimension  # Python's integers: a product of damaged dimensions must not wrap around
+            block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+            tensor = Tensor(field.name, kind.name, elements, elements // block * block_bytes)
+            if start_offs + int(offset[0]) + tensor.bytes > len(self.data):
+                raise Corrupt(f"the file ends before its tensor {tensor.name} does: it is truncated")
+            self.rows.append(tensor)
+
+    def number(self, key: str, default: int | None = None) -> int:
+        """A whole number. Raises `Corrupt` when it is missing and there is no default."""
+        values = self.numbers(key)
+        if values:
+            return values[0]
+        if default is None:
+            raise Corrupt(f"its header lacks {key}")
+        return default
+
+    def numbers(self, key: str) -> list[int]:
+        """A number, or an array of them, as a list; empty when the key is missing."""
+        field = self.fields.get(key)
+        if field is None or field.types[-1] == gguf.GGUFValueType.STRING:
+            return []
+        return [int(value) for value in field.parts[-1].tolist()]
+
+    def text(self, key: str) -> str:
+        """A string; "" when the key is missing."""
+        field = self.fields.get(key)
+        if field is None or field.types != [gguf.GGUFValueType.STRING]:
+            return ""
+        return bytes(field.parts[-1]).decode(errors="replace")
+
+    def count(self, key: str) -> int:
+        """How many elements the array has; 0 when the key is missing."""
+        field = self.fields.get(key)
+        # parts: length of the key, the key, its type, and then what `_get_field_parts` returned
+        return int(field.parts[3][0]) if field is not None and field.types[0] == gguf.GGUFValueType.ARRAY else 0

@@ -1,0 +1,156 @@
+"""Model profiles for the daemon: cheap checks here, the header in a short-lived subprocess, answers remembered.
+
+The file is untrusted and its storage may hang: nothing is opened that could block (FIFOs, devices), every step has
+a deadline, and the parser's memory is its own process's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import stat
+import sys
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from agent.models.parts import parts
+from agent.models.profile import ModelProfile
+from agent.status import Diagnosis, DiagnosisCode
+
+#: Seconds. A header is read in 0.3 s from a warm cache; the rest is for disks that must spin up and network storage.
+DEADLINE = 30.0
+#: Profiles kept, least recently used first out: a node serves a handful of models.
+REMEMBERED = 64
+
+#: Identity of a file's content, as far as the file system tells: path, size, mtime in ns, inode.
+Fingerprint = tuple[str, int, int, int]
+
+_ROOT = str(Path(__file__).parent.parent.parent)
+_PROFILE = TypeAdapter(ModelProfile)
+_ERROR = TypeAdapter(dict[Annotated[str, Field(pattern="^(code|message)$")], str])
+
+
+class ProfileError(Exception):
+    """The file cannot be served; `diagnosis` says why."""
+
+    def __init__(self, diagnosis: Diagnosis) -> None:
+        super().__init__(diagnosis.message)
+        self.diagnosis = diagnosis
+
+
+class Profiles:
+    """Profiles by file content. Safe for use by several tasks of one event loop."""
+
+    def __init__(self) -> None:
+        self._remembered: OrderedDict[tuple[Fingerprint, ...], ModelProfile] = OrderedDict()
+
+    async def profile(self, path: Path) -> ModelProfile:
+        """What the model at `path` (all its parts) is. Raises `ProfileError`."""
+        try:
+            async with asyncio.timeout(DEADLINE):
+                key = await asyncio.to_thread(_check_all, path)
+                if (known := self._remembered.get(key)) is None:
+                    known = await _inspect(path)
+        except TimeoutError:
+            message = f"the header of {path} could not be read within {DEADLINE:g} s"
+            raise ProfileError(
+                Diagnosis(DiagnosisCode.LAUNCH_FAILED, message, hint="its storage is slow or hangs")
+            ) from None
+        self._remembered[key] = known
+        self._remembered.move_to_end(key)
+        while len(self._remembered) > REMEMBERED:
+            self._remembered.popitem(last=False)
+        return known
+
+
+def _check_all(path: Path) -> tuple[Fingerprint, ...]:
+    """Refuse what is no GGUF file without parsing it, and identify each part's content. Raises `ProfileError`."""
+    try:
+        files = parts(path)
+    except ValueError as error:
+        raise _refusal(DiagnosisCode.MODEL_UNSUPPORTED, f"{path}: {error}") from None
+    return tuple(_check(file, len(files)) for file in files)
+
+
+def _check(path: Path, of_parts: int) -> Fingerprint:
+    try:
+        # Non-blocking, or a FIFO without a writer would hold this thread for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unreadable(path, error, of_parts) from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+            raise _refusal(DiagnosisCode.MODEL_MISSING, f"{path} is {kind}, not a model file")
+        _check_magic(path, os.read(descriptor, 8))
+    except OSError as error:
+        raise _unreadable(path, error, of_parts) from None
+    finally:
+        os.close(descriptor)
+    return str(path), status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _check_magic(path: Path, head: bytes) -> None:
+    if not head:
+        raise _refusal(DiagnosisCode.MODEL_CORRUPT, f"{path} is empty", "fetch the model again")
+    if head[:4] != b"GGUF":
+        message = f"{path} is not a GGUF file: it begins with {head[:4]!r}"
+        raise _refusal(DiagnosisCode.MODEL_CORRUPT, message, "this agent serves GGUF files; fetch or convert the model")
+    version = int.from_bytes(head[4:8], "little")
+    if version not in {2, 3}:
+        raise _refusal(DiagnosisCode.MODEL_UNSUPPORTED, f"{path} is of GGUF version {version}; 2 and 3 are served")
+
+
+def _unreadable(path: Path, error: OSError, of_parts: int) -> ProfileError:
+    if error.errno == errno.ELOOP:
+        return _refusal(DiagnosisCode.MODEL_MISSING, f"{path} is a loop of symbolic links")
+    if of_parts > 1 and error.errno == errno.ENOENT:
+        return _refusal(DiagnosisCode.MODEL_MISSING, f"{path}, one of {of_parts} parts of the model, is missing")
+    hint = "the agent's user needs read permission" if error.errno == errno.EACCES else ""
+    return _refusal(DiagnosisCode.MODEL_MISSING, f"{path} cannot be opened: {error.strerror}", hint)
+
+
+def _refusal(code: DiagnosisCode, message: str, hint: str = "") -> ProfileError:
+    return ProfileError(Diagnosis(code, message, hint=hint))
+
+
+async def _inspect(path: Path) -> ModelProfile:
+    """Run `agent.models.inspect`. Raises `ProfileError`; cancellation (a deadline) kills the process."""
+    output = await _output([sys.executable, "-P", "-m", "agent.models.inspect", str(path)])
+    try:
+        return _PROFILE.validate_json(output)
+    except ValidationError:
+        pass
+    try:
+        error = _ERROR.validate_json(output)
+        raise _refusal(DiagnosisCode(error["code"]), error["message"])
+    except (ValidationError, KeyError, ValueError):
+        # Killed by its own limits (CPU seconds, address space), or by the kernel.
+        message = f"the header of {path} cannot be read: the parser gave up on it"
+        raise _refusal(DiagnosisCode.MODEL_CORRUPT, message, "fetch the model again") from None
+
+
+async def _output(argv: Sequence[str]) -> bytes:
+    """The standard output of a command. The process is gone, or killed, when this returns or raises."""
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        cwd="/",
+        # Without BLAS threads, whose stacks would count against the address space.
+        env={"PYTHONPATH": _ROOT, "PATH": os.defpath, "OPENBLAS_NUM_THREADS": "1"},
+    )
+    try:
+        output, _ = await process.communicate()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+    return output

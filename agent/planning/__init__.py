@@ -1,0 +1,1 @@
+"""Pure planning: inventory, profile, catalog and policy in, plan out."""

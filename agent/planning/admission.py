@@ -1,0 +1,96 @@
+"""What can be refused before anything is read or measured: the spec against node policy and adapters. Pure."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+
+from agent.engines.base import Engine
+from agent.errors import FieldViolation
+from agent.settings import Policy
+from agent.spec import DeploymentSpec
+
+_NUMBER = re.compile(r"-\d")
+
+
+def admit(spec: DeploymentSpec, policy: Policy, engines: Mapping[str, Engine]) -> tuple[FieldViolation, ...]:
+    """Every rule that the spec breaks on this node, whatever its model is; empty: admitted."""
+    return (
+        *_engine(spec, policy, engines),
+        *_source(spec, policy),
+        *_limits(spec, policy),
+        *_port(spec, policy),
+        *_extra_args(spec, policy),
+    )
+
+
+def _engine(spec: DeploymentSpec, policy: Policy, engines: Mapping[str, Engine]) -> Iterator[FieldViolation]:
+    if spec.engine == "auto":
+        candidates = [engine for name, engine in engines.items() if policy.engines is None or name in policy.engines]
+        if not candidates:
+            yield FieldViolation("engine", "the node policy allows no engine that this agent knows")
+    elif spec.engine not in engines:
+        nearest = difflib.get_close_matches(spec.engine, engines, n=1, cutoff=0.4)
+        guess = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        yield FieldViolation("engine", f"unknown engine {spec.engine!r} (known: {', '.join(engines)}){guess}")
+        return
+    elif policy.engines is not None and spec.engine not in policy.engines:
+        allowed = ", ".join(policy.engines) or "none"
+        yield FieldViolation("engine", f"the node policy does not allow {spec.engine!r} (allowed: {allowed})")
+        return
+    else:
+        candidates = [engines[spec.engine]]
+    yield from _adapter(spec, candidates)
+
+
+def _adapter(spec: DeploymentSpec, candidates: list[Engine]) -> Iterator[FieldViolation]:
+    """The rules of the adapter, where only one engine is possible; with several, planning takes one that they suit."""
+    if len(candidates) != 1:
+        return
+    (engine,) = candidates
+    yield from engine.check_extra_args(spec.extra_args)
+    for section in ("environment", "secrets"):
+        for name in getattr(spec, section):
+            if rule := engine.check_variable(name):
+                yield FieldViolation(f"{section}.{name}", rule)
+    if spec.task not in engine.capabilities.tasks:
+        yield FieldViolation("task", f"{engine.name} does not serve {spec.task.value}")
+    dtype, known = spec.limits.kv_cache_dtype, engine.capabilities.kv_cache_dtypes
+    if dtype is not None and dtype not in known:
+        yield FieldViolation(
+            "limits.kv_cache_dtype", f"{engine.name} has no type {dtype!r} (it has {', '.join(known)})"
+        )
+
+
+def _source(spec: DeploymentSpec, policy: Policy) -> Iterator[FieldViolation]:
+    scheme = spec.model.partition(":")[0]
+    if scheme not in policy.model_sources:
+        allowed = ", ".join(policy.model_sources) or "none"
+        yield FieldViolation("model", f"the node policy does not allow the source {scheme!r} (allowed: {allowed})")
+
+
+def _limits(spec: DeploymentSpec, policy: Policy) -> Iterator[FieldViolation]:
+    for name in ("max_num_seqs", "max_model_len", "gpu_memory_utilization"):
+        value, maximum = getattr(spec.limits, name), getattr(policy.limits, name).max
+        if value is not None and maximum is not None and value > maximum:
+            yield FieldViolation(f"limits.{name}", f"the node policy allows at most {maximum} (got {value})")
+    allowed = policy.limits.kv_cache_dtypes
+    if (dtype := spec.limits.kv_cache_dtype) is not None and allowed is not None and dtype not in allowed:
+        yield FieldViolation("limits.kv_cache_dtype", f"the node policy allows {', '.join(allowed)} (got {dtype})")
+
+
+def _port(spec: DeploymentSpec, policy: Policy) -> Iterator[FieldViolation]:
+    ports = policy.ports
+    if spec.port != "auto" and not ports.first <= spec.port <= ports.last:
+        yield FieldViolation("port", f"the node policy allows {ports.first} to {ports.last} (got {spec.port})")
+
+
+def _extra_args(spec: DeploymentSpec, policy: Policy) -> Iterator[FieldViolation]:
+    if "*" in policy.extra_args:
+        return
+    for index, argument in enumerate(spec.extra_args):
+        flag = argument.partition("=")[0]
+        if flag.startswith("-") and not _NUMBER.match(flag) and flag not in policy.extra_args:
+            allowed = ", ".join(policy.extra_args) or "none"
+            yield FieldViolation(f"extra_args[{index}]", f"the node policy does not allow {flag} (allowed: {allowed})")

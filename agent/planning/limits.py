@@ -1,0 +1,132 @@
+"""Which limits: the spec's values as they are; where it is silent, hints, node policy and engine, in this order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.engines.base import Engine
+from agent.planning.plan import Limits, Reason
+from agent.planning.request import PlanRequest, RefusedError
+from agent.status import Diagnosis, DiagnosisCode
+
+#: Tasks whose inputs are computed in one piece, so that a batch must hold a whole sequence.
+POOLING_TASKS = frozenset({"embedding", "rerank"})
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Limits with their reasons (by field), and which of them a person asked for: those are never changed."""
+
+    limits: Limits
+    reasons: dict[str, Reason]
+    fixed: frozenset[str]
+
+
+def choose_limits(request: PlanRequest, engine: Engine) -> Choice:
+    """Raises `RefusedError` for a value of the spec that policy or model does not allow."""
+    asked, defaults = request.spec.limits, engine.defaults
+    seqs, seqs_reason = _sequences(request, engine)
+    length, length_reason = _length(request, engine)
+    dtype, dtype_reason = _cache_type(request, engine)
+    threads = asked.threads or request.inventory.threads
+    if asked.cpus is not None and asked.threads is None:
+        threads = max(1, min(threads, int(asked.cpus)))
+    pooling = request.spec.task in POOLING_TASKS
+    batched = length if pooling else defaults.max_num_batched_tokens
+    reasons = (
+        seqs_reason,
+        length_reason,
+        dtype_reason,
+        Reason("limits.max_num_batched_tokens", str(batched), "computed", "an input is computed in one piece")
+        if pooling
+        else _engine_default("max_num_batched_tokens", batched, engine),
+        Reason("limits.threads", str(threads), "from-spec", "the spec says so")
+        if asked.threads
+        else Reason("limits.threads", str(threads), "computed", "one for each physical core that the instance may use"),
+        Reason("limits.gpu_memory_utilization", "none", "computed", "no device is used; host memory bounds it"),
+    )
+    return Choice(
+        Limits(seqs, length, dtype, batched, threads),
+        {reason.field: reason for reason in reasons},
+        frozenset(name for name in ("max_num_seqs", "max_model_len") if getattr(asked, name) is not None),
+    )
+
+
+def _sequences(request: PlanRequest, engine: Engine) -> tuple[int, Reason]:
+    field, bound = "limits.max_num_seqs", request.policy.limits.max_num_seqs
+    if (asked := request.spec.limits.max_num_seqs) is not None:
+        _check_maximum(field, asked, bound.max)
+        return asked, Reason(field, str(asked), "from-spec", "the spec says so")
+    if (hint := request.spec.workload.concurrency) is not None:
+        return _bounded(field, hint, bound.max, "from-spec", "workload.concurrency asks for it")
+    if bound.default is not None:
+        return bound.default, Reason(field, str(bound.default), "from-policy", "the node policy's default")
+    default = engine.defaults.max_num_seqs
+    return _bounded(field, default, bound.max, "engine-default", engine.defaults.reasons["max_num_seqs"])
+
+
+def _length(request: PlanRequest, engine: Engine) -> tuple[int, Reason]:
+    field, bound, trained = "limits.max_model_len", request.policy.limits.max_model_len, request.profile.context_length
+    if (asked := request.spec.limits.max_model_len) is not None:
+        _check_maximum(field, asked, bound.max)
+        if asked > trained and not _extends(request, engine):
+            flags = ", ".join(sorted(engine.capabilities.context_extending_flags)) or "no flag of this engine"
+            raise RefusedError(
+                Diagnosis(
+                    DiagnosisCode.MODEL_UNSUPPORTED,
+                    f"{field} is {asked}, but the model was trained for {trained} tokens of context",
+                    hint=f"ask for at most {trained}, or extend the context in extra_args ({flags})",
+                )
+            )
+        return asked, Reason(field, str(asked), "from-spec", "the spec says so")
+    if (hint := request.spec.workload.context_tokens) is not None:
+        length, reason = _bounded(field, hint, bound.max, "from-spec", "workload.context_tokens asks for it")
+    elif bound.default is not None:
+        length, reason = _bounded(field, bound.default, None, "from-policy", "the node policy's default")
+    else:
+        cap = engine.defaults.max_model_len_cap
+        sentence = engine.defaults.reasons["max_model_len"]
+        length, reason = _bounded(field, cap, bound.max, "engine-default", sentence)
+    if length > trained:
+        return trained, Reason(field, str(trained), "model", "the context that the model was trained for")
+    return length, reason
+
+
+def _cache_type(request: PlanRequest, engine: Engine) -> tuple[str, Reason]:
+    field, allowed = "limits.kv_cache_dtype", request.policy.limits.kv_cache_dtypes
+    asked, default = request.spec.limits.kv_cache_dtype, engine.defaults.kv_cache_dtype
+    if asked is not None:
+        if allowed is not None and asked not in allowed:
+            raise _denied(f"{field} is {asked}; the node policy allows {', '.join(allowed)}")
+        return asked, Reason(field, asked, "from-spec", "the spec says so")
+    if allowed is None or default in allowed:
+        return default, Reason(field, default, "engine-default", engine.defaults.reasons["kv_cache_dtype"])
+    known = [name for name in allowed if name in engine.capabilities.kv_cache_dtypes]
+    if not known:
+        raise _denied(f"{engine.name} has none of the KV cache types that the node policy allows")
+    return known[0], Reason(field, known[0], "from-policy", "the first type that the node policy allows")
+
+
+def _engine_default(name: str, value: object, engine: Engine) -> Reason:
+    return Reason(f"limits.{name}", str(value), "engine-default", engine.defaults.reasons[name])
+
+
+def _bounded(field: str, value: int, maximum: int | None, code: str, sentence: str) -> tuple[int, Reason]:
+    """A value that nobody insists on, cut to the policy's maximum."""
+    if maximum is not None and value > maximum:
+        cut = f"the node policy's maximum (otherwise {value}: {sentence})"
+        return maximum, Reason(field, str(maximum), "from-policy", cut)
+    return value, Reason(field, str(value), code, sentence)
+
+
+def _check_maximum(field: str, value: int, maximum: int | None) -> None:
+    if maximum is not None and value > maximum:
+        raise _denied(f"{field} is {value}; the node policy allows at most {maximum}")
+
+
+def _denied(message: str) -> RefusedError:
+    return RefusedError(Diagnosis(DiagnosisCode.POLICY_DENIED, message, hint="change the spec, or the node's policy"))
+
+
+def _extends(request: PlanRequest, engine: Engine) -> bool:
+    return not engine.capabilities.context_extending_flags.isdisjoint(request.spec.extra_args)

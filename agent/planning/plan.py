@@ -1,0 +1,129 @@
+"""The decision for a deployment: what will run, within which limits, with how much memory, and why.
+
+Frozen data. `Plan` is stored with each instance and shown by `agentctl plan` and `describe`; adapters turn
+it into a command, supervision into probes and cgroup limits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+GIB = 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why `field` of the plan has its value: `code` is stable, `sentence` is for people."""
+
+    field: str
+    value: str
+    code: str  # from-spec | from-policy | engine-default | model | computed | assumed
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryTerm:
+    """One term of a memory budget, in bytes; `source` names the formula or measurement, `uncertainty` is +/- bytes."""
+
+    name: str
+    bytes: int
+    source: str
+    uncertainty: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBudget:
+    """What an instance may use of one pool (`host`, later a device's id)."""
+
+    pool: str
+    terms: tuple[MemoryTerm, ...]
+
+    @property
+    def bytes(self) -> int:
+        """The whole budget: the sum of all terms and of their uncertainties."""
+        return sum(term.bytes + term.uncertainty for term in self.terms)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One set of weight files of a model, found on this node."""
+
+    source: str  # the reference, as in the spec
+    path: str  # absolute path of the file that the engine opens
+    format: str  # "gguf"
+    quantization: str  # "Q4_1"
+    bytes: int
+    architecture: str
+    digest: str = ""  # "sha256:..." where the source publishes one, or where it was computed
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits in force. Context is per sequence (tokens); 'gpu_memory_utilization' is None on a CPU node."""
+
+    max_num_seqs: int
+    max_model_len: int
+    kv_cache_dtype: str
+    max_num_batched_tokens: int
+    threads: int
+    gpu_memory_utilization: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A candidate that was not chosen, and the rule that it broke."""
+
+    candidate: str
+    code: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that is decided before a start. Pure function of spec, profile, inventory, policy and reservations."""
+
+    deployment: str
+    generation: int
+    model_name: str  # the name that clients send as "model"
+    task: str
+    engine: str
+    engine_version: str
+    binary: tuple[str, ...]  # argv prefix of the engine: ("/usr/bin/llama-server",)
+    runtime: str  # "process"
+    variant: Variant
+    devices: tuple[str, ...]  # empty: CPU
+    limits: Limits
+    budgets: tuple[MemoryBudget, ...]
+    extra_args: tuple[str, ...] = ()
+    reasons: tuple[Reason, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
+
+    @property
+    def host_bytes(self) -> int:
+        """The budget of host memory, in bytes."""
+        return sum(budget.bytes for budget in self.budgets if budget.pool == "host")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready dictionary; `from_json` is its inverse."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        return _adapter().dump_json(self).decode()
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Raises `pydantic.ValidationError` (a `ValueError`) for anything that is not a plan."""
+        return _adapter().validate_json(text)
+
+
+@cache
+def _adapter() -> TypeAdapter[Plan]:
+    """Made when it is first used: importing pydantic and building it would double the start of `agentctl status`."""
+    from pydantic import TypeAdapter  # noqa: PLC0415
+
+    return TypeAdapter(Plan)

@@ -1,0 +1,47 @@
+"""What a plan is made of, as frozen data: everything that planning looks at, so that it needs no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from agent.engines.base import Engine, Located
+from agent.hardware.host import Inventory
+from agent.models.profile import ModelProfile
+from agent.planning.plan import Rejected
+from agent.settings import Policy
+from agent.spec import DeploymentSpec
+from agent.status import Diagnosis
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """One question. Bytes are of host memory."""
+
+    spec: DeploymentSpec
+    generation: int
+    profile: ModelProfile
+    inventory: Inventory  # its memory is the sample that the plan must fit into
+    policy: Policy
+    engines: Mapping[str, Engine]  # in order of preference
+    located: Mapping[str, Located]  # those of them that have an executable here
+    digest: str = ""  # of the weights, where their source publishes one
+    reserved_bytes: int = 0  # budgets of all other deployments
+    resident_bytes: int = 0  # how much of those is in use already, so that `available` lacks it
+    released_bytes: int = 0  # what this deployment's running instance gives back before the new one starts
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why there is no plan."""
+
+    diagnosis: Diagnosis
+    rejected: tuple[Rejected, ...] = ()
+
+
+class RefusedError(Exception):
+    """Carries a refusal out of the steps of planning; `plan` returns it."""
+
+    def __init__(self, diagnosis: Diagnosis, rejected: tuple[Rejected, ...] = ()) -> None:
+        super().__init__(diagnosis.message)
+        self.refusal = Refusal(diagnosis, rejected)

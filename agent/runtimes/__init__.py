@@ -1,0 +1,1 @@
+"""How instances are executed: one file a runtime."""

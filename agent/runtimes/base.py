@@ -1,0 +1,128 @@
+"""How an instance is executed: the interface that `process` (and later `docker`) implement.
+
+The contract that both must keep, and that `tests/runtimes/contract.py` holds against each:
+
+* `launch` returns only after the instance carries its identity where `find_all` sees it, whatever dies next.
+* What is launched outlives the agent, and writes its log without passing through it.
+* `wait_exit` fires at once, for adopted instances too, and reports the status even if the instance ended
+  while no agent ran.
+* `kill` reaches every process of the instance; `survivors` is empty only when all of them are gone.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from agent.status import ExitStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who an instance is; carried by the instance itself, so that it is found again whatever dies."""
+
+    node: str  # node uid: one per state directory
+    deployment: str
+    generation: int
+    attempt: int
+    instance: str  # unique id of this instance
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Kernel-enforced limits; None means not limited."""
+
+    memory_bytes: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchRequest:
+    """Everything needed to start an instance. `environment` may hold resolved secrets: never log it."""
+
+    identity: Identity
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    directory: Path  # the instance's own directory (records, TMPDIR); removed by `forget`
+    log: Path  # stdout and stderr, appended
+    resources: Resources = field(default_factory=Resources)
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """How to find an instance again: plain JSON data, stored right after the launch."""
+
+    runtime: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """One sample of a live instance. Bytes are cumulative reads; memory is resident bytes of all its processes."""
+
+    memory_bytes: int
+    read_bytes: int  # from files, page cache included: the measure of loading progress
+    cpu_seconds: float
+    pids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """The instance still runs and is ours again."""
+
+    handle: Handle
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The instance is over. `exit` may be of unknown status (reboot, power loss)."""
+
+    exit: ExitStatus
+
+
+class Runtime(Protocol):
+    """One way to execute instances. Methods never block the loop and all have a deadline of their own."""
+
+    name: str
+
+    async def launch(self, request: LaunchRequest) -> Handle:
+        """Start it. Raises `LaunchError` when the operating system refuses; then nothing is left running."""
+
+    async def adopt(self, identity: Identity, handle: Handle | None, directory: Path) -> Adopted | Ended | None:
+        """Find it again after the agent's restart. `handle` None: intent was recorded, the launch may or may
+        not have happened; the answer None then means that it never did."""
+
+    async def wait_exit(self, handle: Handle) -> ExitStatus:
+        """Return when the instance's main process has ended. Safe to cancel."""
+
+    async def kill(self, handle: Handle, sig: signal.Signals) -> None:
+        """Send `sig` to every process of the instance. No error when none is left."""
+
+    async def survivors(self, handle: Handle) -> tuple[int, ...]:
+        """Pids of the instance that still exist (zombies excluded)."""
+
+    async def usage(self, handle: Handle) -> Usage | None:
+        """Sample it; None when it is gone."""
+
+    def main_pid(self, handle: Handle) -> int | None:
+        """The pid of the engine itself, for status; None while not known."""
+
+    def enforcement(self, handle: Handle) -> tuple[str, ...]:
+        """Sentences: which limits the kernel enforces for it, and which it does not, and why."""
+
+    async def forget(self, handle: Handle | None, directory: Path) -> None:
+        """Remove what the runtime keeps for an ended instance (cgroup, directory); logs stay."""
+
+    async def find_all(self, node: str) -> dict[Identity, tuple[int, ...]]:
+        """Every live instance that carries this node's identity, recorded or not: the sweep's input."""
+
+    async def kill_stray(self, identity: Identity, pids: tuple[int, ...]) -> None:
+        """End a stray found by `find_all`: TERM to nobody, KILL at once, each pid's identity checked again first."""
+
+
+class LaunchError(Exception):
+    """The operating system refused to create the process; the message says why, for people."""

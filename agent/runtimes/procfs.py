@@ -1,0 +1,115 @@
+"""Reading `/proc`: who is there, since when, in which session, with which environment, using how much.
+
+Processes vanish at any moment, so every function answers "not there" (None, or leaves it out) instead of
+raising. `environment` takes the process's memory lock, which a process that hangs in a driver may hold for ever:
+call it, and what uses it, in a thread with a deadline. Nothing else in here can block.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_CHUNK_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """The fields of `/proc/PID/stat` that matter here; `start` is in clock ticks since boot."""
+
+    pid: int
+    alive: bool  # False for a zombie: its memory and files are gone, only the exit status is left
+    start: int
+    cpu_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one process uses. `mapped_bytes` are resident pages of files, `read_bytes` came through read(2)."""
+
+    resident_bytes: int
+    mapped_bytes: int
+    read_bytes: int
+    cpu_seconds: float
+
+
+def read(path: str) -> bytes | None:
+    """The whole of a small kernel file; None when it is gone or not ours to read. (`open` costs twice as much.)"""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        data = chunk = os.read(fd, _CHUNK_BYTES)
+        while len(chunk) == _CHUNK_BYTES:
+            chunk = os.read(fd, _CHUNK_BYTES)
+            data += chunk
+        return data
+    except OSError:  # ESRCH: it vanished between the two calls
+        return None
+    finally:
+        os.close(fd)
+
+
+@cache
+def boot_id() -> str:
+    """Changes with every boot: start times are comparable only within one."""
+    return (read("/proc/sys/kernel/random/boot_id") or b"").decode().strip()
+
+
+def pids() -> Iterator[int]:
+    """Every process except this one."""
+    own = os.getpid()
+    for name in os.listdir("/proc"):  # noqa: PTH208 - a Path for each would double the time
+        if name.isdigit() and (pid := int(name)) != own:
+            yield pid
+
+
+def stat(pid: int) -> Stat | None:
+    data = read(f"/proc/{pid}/stat")
+    if not data:
+        return None
+    # The name, in parentheses, may itself contain parentheses and spaces; fields count from 3 after it.
+    fields = data.rpartition(b")")[2].split()
+    # A leader that ended before its other threads looks like a zombie, but the process lives.
+    alive = fields[0] not in (b"Z", b"X") or int(fields[17]) > 1
+    ticks = int(fields[11]) + int(fields[12])
+    return Stat(pid, alive, int(fields[19]), ticks / TICKS_PER_SECOND)
+
+
+def living(candidates: Iterable[int]) -> tuple[int, ...]:
+    """Those that exist and are no zombies, in ascending order."""
+    return tuple(pid for pid in sorted(candidates) if (found := stat(pid)) is not None and found.alive)
+
+
+def in_session(pid: int, session: int) -> bool:
+    """Costs a thirtieth of reading `stat`."""
+    try:
+        return os.getsid(pid) == session
+    except OSError:
+        return False
+
+
+def session_members(session: int) -> tuple[int, ...]:
+    """Pids in a session, zombies included."""
+    return tuple(pid for pid in pids() if in_session(pid, session))
+
+
+def environment(pid: int) -> bytes:
+    """The environment as it was at exec, NUL-separated; empty when unreadable (gone, a zombie, of another user)."""
+    return read(f"/proc/{pid}/environ") or b""
+
+
+def sample(pid: int) -> Sample | None:
+    """None when it is gone. Without permission to see its I/O, `read_bytes` is 0."""
+    found, memory = stat(pid), read(f"/proc/{pid}/statm")
+    if found is None or not found.alive or not memory:
+        return None
+    _, resident, shared, *_ = memory.split()
+    io = read(f"/proc/{pid}/io") or b"rchar: 0\n"
+    read_bytes = int(io.partition(b"\n")[0].split()[1])  # the first line is rchar
+    return Sample(int(resident) * PAGE_BYTES, int(shared) * PAGE_BYTES, read_bytes, found.cpu_seconds)

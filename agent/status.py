@@ -1,0 +1,271 @@
+"""What is observed: phases, diagnoses, conditions, events and the snapshots that status is made of.
+
+Plain frozen data without behaviour, shared by supervision (which writes it), the store (which keeps it) and
+the API (which maps it to proto). Times are Unix seconds (float, wall clock) because people and other
+machines read them; everything that *decides* on time uses the monotonic clock instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """Where a deployment stands. Values are stored and sent: never rename one."""
+
+    PENDING = "pending"  # accepted; nothing has been tried for this generation yet
+    PLANNING = "planning"  # profile, memory budget and limits are being decided
+    FETCHING = "fetching"  # artifacts are being brought and verified
+    STARTING = "starting"  # intent is durable, the process is being created
+    LOADING = "loading"  # the process runs; its startup probe has not passed yet
+    READY = "ready"  # the engine answered its probes, recently
+    UNREADY = "unready"  # it was ready; its readiness probe fails now
+    DRAINING = "draining"  # no new work is expected; requests in flight may finish
+    STOPPING = "stopping"  # TERM, then KILL; waits until every process is gone
+    STUCK = "stuck"  # survived KILL; its memory and port stay reserved, and KILL is retried
+    BACKOFF = "backoff"  # failed; waits before the next attempt
+    FAILED = "failed"  # gave up, with a diagnosis; a new spec or an operator's restart lifts it
+    STOPPED = "stopped"  # stopped by an operator; no process, no memory
+    DELETED = "deleted"  # the last phase of a deleted deployment, seen only by watchers
+
+
+class Desired(StrEnum):
+    """What the operator wants of a deployment."""
+
+    RUN = "run"
+    STOP = "stop"
+    DELETE = "delete"
+
+
+class ProbeKind(StrEnum):
+    STARTUP = "startup"
+    READINESS = "readiness"
+    LIVENESS = "liveness"
+    INFERENCE = "inference"
+
+
+class DiagnosisCode(StrEnum):
+    """Why an instance failed: the taxonomy. Values are stored, sent and documented: never rename one."""
+
+    # a retry may help
+    CRASHED = "crashed"  # died by itself, cause unknown
+    EXITED = "exited"  # exited with status 0 though nobody asked it to
+    KILLED = "killed"  # SIGKILL from outside, not by the kernel's OOM killer
+    HOST_OOM = "host_oom"  # the kernel killed it for host or cgroup memory
+    DEVICE_OOM = "device_oom"  # out of device memory
+    STARTUP_TIMEOUT = "startup_timeout"  # never passed its startup probe
+    UNRESPONSIVE = "unresponsive"  # liveness probe failed
+    INFERENCE_HANG = "inference_hang"  # health answers, generation does not
+    LAUNCH_FAILED = "launch_failed"  # the operating system refused to create the process
+    VANISHED = "vanished"  # it ended while the agent was away and left no exit status (reboot)
+    STORE_FAILED = "store_failed"  # state could not be made durable, so nothing was started
+    # a retry cannot help
+    BAD_FLAG = "bad_flag"  # the engine refused an argument
+    BINARY_MISSING = "binary_missing"  # no executable for the engine on this node
+    CPU_UNSUPPORTED = "cpu_unsupported"  # the binary needs instructions that this CPU lacks (SIGILL)
+    MODEL_MISSING = "model_missing"  # the model's files are not where the source says
+    MODEL_CORRUPT = "model_corrupt"  # truncated, garbage, or a digest that does not match
+    MODEL_UNSUPPORTED = "model_unsupported"  # the engine does not know the architecture or format
+    DOES_NOT_FIT = "does_not_fit"  # needs more memory than is free
+    PORT_TAKEN = "port_taken"  # a stranger listens on the port
+    SECRET_MISSING = "secret_missing"  # a secret reference cannot be resolved
+    POLICY_DENIED = "policy_denied"  # node policy forbids it (it may have changed since admission)
+    CRASH_LOOP = "crash_loop"  # the budget of failures is spent; `cause` is the last failure
+
+
+#: Failures that no retry mends: straight to FAILED, no budget spent (reliability rules, "non-retryable").
+FATAL: frozenset[DiagnosisCode] = frozenset(
+    {
+        DiagnosisCode.BAD_FLAG,
+        DiagnosisCode.BINARY_MISSING,
+        DiagnosisCode.CPU_UNSUPPORTED,
+        DiagnosisCode.MODEL_MISSING,
+        DiagnosisCode.MODEL_CORRUPT,
+        DiagnosisCode.MODEL_UNSUPPORTED,
+        DiagnosisCode.DOES_NOT_FIT,
+        DiagnosisCode.PORT_TAKEN,
+        DiagnosisCode.SECRET_MISSING,
+        DiagnosisCode.POLICY_DENIED,
+        DiagnosisCode.CRASH_LOOP,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Why an instance failed: one code, a sentence, the evidence (a log line, numbers) and what to do next."""
+
+    code: DiagnosisCode
+    message: str
+    evidence: str = ""
+    hint: str = ""
+
+    @property
+    def fatal(self) -> bool:
+        """Whether trying again is useless."""
+        return self.code in FATAL
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended. `code` or `signal`, or neither where it could not be learned; `at` is Unix seconds."""
+
+    code: int | None = None
+    signal: int | None = None
+    oom_killed: bool = False
+    at: float | None = None
+
+    def __str__(self) -> str:
+        if self.oom_killed:
+            return "killed by the kernel's OOM killer"
+        if self.signal is not None:
+            return f"signal {self.signal}"
+        if self.code is not None:
+            return f"exit status {self.code}"
+        return "exit status unknown"
+
+
+class Verdict(StrEnum):
+    PASS = "pass"
+    FAIL = "fail"
+    UNKNOWN = "unknown"  # no probe has answered yet: never shown as ready
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeVerdict:
+    """The last answer of one probe of one instance."""
+
+    kind: ProbeKind
+    verdict: Verdict
+    at: float
+    detail: str = ""
+    failures: int = 0  # in a row
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a step is: `done` of `total` bytes (total 0: unknown), with a word for the step."""
+
+    step: str
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceStatus:
+    """One run of an engine for a deployment."""
+
+    id: str
+    deployment: str
+    generation: int
+    attempt: int
+    runtime: str
+    live: bool  # some process of it exists, as far as was last observed
+    pid: int | None = None
+    port: int | None = None
+    created_at: float = 0.0
+    started_at: float | None = None
+    ready_at: float | None = None
+    ended_at: float | None = None
+    exit: ExitStatus | None = None
+    diagnosis: Diagnosis | None = None
+    probes: tuple[ProbeVerdict, ...] = ()
+    log_path: str = ""
+    memory_bytes: int | None = None  # resident memory of all its processes, last sample
+    enforcement: tuple[str, ...] = ()  # which limits the kernel enforces, and which it does not and why
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What the engine says it really gives, read back after it became ready; None where it does not tell."""
+
+    max_model_len: int | None = None  # tokens per sequence
+    max_num_seqs: int | None = None
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentStatus:
+    """The observed state of a deployment, with the reason for it in a code and a sentence."""
+
+    name: str
+    uid: str
+    generation: int  # of the spec
+    observed_generation: int  # of the running (or last tried) instance; 0: none yet
+    etag: str
+    desired: Desired
+    phase: Phase
+    reason: str
+    message: str
+    since: float
+    created_at: float
+    updated_at: float
+    spec_json: str
+    plan_json: str = ""
+    endpoint: str = ""  # http://127.0.0.1:PORT, once a port is assigned
+    restarts: int = 0  # instances started after the first one, without operator's restarts and rolls
+    next_attempt_at: float | None = None
+    progress: Progress | None = None
+    granted: Granted | None = None
+    diagnosis: Diagnosis | None = None
+    instance: InstanceStatus | None = None
+    previous: InstanceStatus | None = None
+
+
+class Severity(StrEnum):
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of the append-only history. `seq` is assigned by the store, increases, and is never reused."""
+
+    reason: str  # stable CamelCase code, documented in docs/reference/events.md
+    message: str
+    severity: Severity = Severity.INFO
+    deployment: str = ""
+    instance: str = ""
+    at: float = 0.0
+    seq: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A standing fact about the node: `status` true is good, false is bad, None is not known."""
+
+    type: str  # RuntimeReachable, StateHealthy, DiskSpace, LimitsEnforced, StraysAbsent
+    status: bool | None
+    reason: str
+    message: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """The node as `GetNode` shows it: inventory, policy in force, conditions, versions."""
+
+    name: str
+    uid: str
+    version: str
+    started_at: float
+    scope: str  # "user" or "system"
+    inventory_json: str
+    policy_json: str
+    conditions: tuple[Condition, ...] = ()
+    memory_total: int = 0  # bytes of host memory that this agent may use (cgroup limit respected)
+    memory_available: int = 0
+    memory_reserved: int = 0  # bytes, sum of the budgets of live and planned instances
+    deployments: int = 0
+    ready: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that status shows at one instant. `revision` increases with every change in this daemon's life."""
+
+    revision: int
+    node: NodeStatus
+    deployments: tuple[DeploymentStatus, ...] = field(default_factory=tuple)

@@ -1,0 +1,125 @@
+"""The rows of the store, as frozen data, and the changes that are written.
+
+Several changes go into one transaction: `await store.write(PutInstance(...), PutEvent(...))`. What is
+acknowledged is on disk (WAL, synchronous=FULL).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from agent.status import Desired, Event
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentRecord:
+    """A deployment as it is desired, with the part of the supervisor's state that must outlive the agent."""
+
+    name: str
+    uid: str
+    generation: int
+    etag: str
+    desired: Desired
+    restart_serial: int  # raised by each `restart`: a new value asks for a new instance
+    spec_json: str
+    supervision_json: str  # agent.supervision.machine.State, without what is only in memory
+    created_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRecord:
+    """One run. Written before the launch (handle_json empty), right after it, at READY, and at its end."""
+
+    id: str
+    deployment: str
+    generation: int
+    attempt: int
+    runtime: str
+    plan_json: str
+    port: int
+    directory: str
+    log_path: str
+    created_at: float
+    handle_json: str = ""
+    started_at: float | None = None
+    ready_at: float | None = None
+    ended_at: float | None = None
+    exit_json: str = ""
+    diagnosis_json: str = ""
+    probes_json: str = ""  # last verdicts: kept over the agent's restart, so that readiness does not flap
+    granted_json: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """An answered change, for idempotency: the same request id with the same digest gets the same answer."""
+
+    request_id: str
+    method: str
+    digest: str  # sha256 of the request without its id
+    deployment: str
+    generation: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class PutDeployment:
+    record: DeploymentRecord
+
+
+@dataclass(frozen=True, slots=True)
+class DropDeployment:
+    """Removes the deployment and its instances; its events stay."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutInstance:
+    record: InstanceRecord
+
+
+@dataclass(frozen=True, slots=True)
+class DropInstance:
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutEvent:
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class PutRequest:
+    record: RequestRecord
+
+
+@dataclass(frozen=True, slots=True)
+class PutMeta:
+    key: str
+    value: str
+
+
+Change = PutDeployment | DropDeployment | PutInstance | DropInstance | PutEvent | PutRequest | PutMeta
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A damaged record or file that was set aside: what it was, where it is now, what was wrong."""
+
+    what: str
+    where: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Everything that was readable at start."""
+
+    node_uid: str
+    deployments: tuple[DeploymentRecord, ...]
+    instances: tuple[InstanceRecord, ...]
+    last_event_seq: int
+    quarantined: tuple[Quarantined, ...] = ()
+    recreated: bool = False  # the database itself was unreadable, and a new one was begun

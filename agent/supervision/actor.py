@@ -1,0 +1,465 @@
+"""One actor per deployment: the only writer of its state.
+
+It takes one thing at a time out of its inbox (an observation, or a change that an operator asked for), lets
+`decide` say what follows, performs the actions, and makes the result durable. Everything slow (planning,
+fetching, probing, draining, waiting for an exit) runs in tasks of its own, which answer by posting an
+observation. Others read `status()`, an immutable picture.
+
+Two cancellations, and no path from the second to the first: an *engine* is ended only by the TERM and KILL
+actions; cancelling the actor (`close`) ends the agent's own tasks and touches no process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from agent.errors import AgentError, NotFound, StoreError
+from agent.planning.plan import Plan
+from agent.runtimes import logs
+from agent.runtimes.base import Handle, LaunchError, Usage
+from agent.spec import DeploymentSpec
+from agent.status import (
+    DeploymentStatus,
+    Diagnosis,
+    DiagnosisCode,
+    ExitStatus,
+    Granted,
+    Phase,
+    ProbeKind,
+    ProbeVerdict,
+    Progress,
+    Severity,
+    Verdict,
+)  # fmt: skip
+from agent.store.records import Change, DeploymentRecord, InstanceRecord
+from agent.supervision import clock, codec, launching, views
+from agent.supervision import machine as m
+from agent.supervision.decide import decide
+from agent.supervision.journal import Journal
+from agent.supervision.machine import Action, Observation, Rules
+from agent.supervision.preparation import PreparationError
+from agent.supervision.probing import Prober, Target
+from agent.supervision.services import Services
+
+log = structlog.get_logger(__name__)
+
+#: Phases in which a process may exist.
+LIVE = frozenset({Phase.LOADING, Phase.READY, Phase.UNREADY, Phase.DRAINING, Phase.STOPPING, Phase.STUCK})
+#: Phases in which the instance is probed.
+PROBED = frozenset({Phase.LOADING, Phase.READY, Phase.UNREADY})
+#: A prober that failed by a bug begins again after this long (seconds).
+PROBE_RETRY = 1.0
+#: A store that refuses to write is tried again this often (seconds), until the backlog is down.
+STORE_RETRY = 2.0
+
+
+@dataclass(slots=True)
+class Update:
+    """A change that an operator asked for: `apply` makes the new record; the caller waits on `done`."""
+
+    apply: Callable[[DeploymentRecord], tuple[DeploymentRecord, tuple[Change, ...]]]
+    done: asyncio.Future[DeploymentStatus]
+
+
+class Actor:
+    """Supervises one deployment. Create it with a durable record, then `start` it (after `adoption.restore`, at boot)."""
+
+    def __init__(self, record: DeploymentRecord, spec: DeploymentSpec, services: Services) -> None:
+        self.name = record.name
+        self.record = record
+        self.spec = spec
+        self.services = services
+        self.rules = Rules.of(spec)
+        self.state = codec.state(record)
+        self.plan: Plan | None = None
+        self.handle: Handle | None = None
+        self.journal = Journal(record.name, services)
+        self.progress: Progress | None = None
+        self.granted: Granted | None = None
+        self.usage: Usage | None = None
+        self.verdicts: dict[ProbeKind, ProbeVerdict] = {}
+        self.port = 0
+        self._inbox: asyncio.Queue[Observation | Update] = asyncio.Queue()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._main: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    # For others ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._main = asyncio.create_task(self._run(), name=f"actor {self.name}")
+        self.post(m.Woken())
+
+    async def close(self) -> None:
+        """End the agent's tasks for this deployment. Its engine is not touched and is adopted by the next agent."""
+        if self._timer:
+            self._timer.cancel()
+        tasks = [task for task in (self._main, *self._tasks.values()) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._refuse_waiting()
+        await self._flush()
+
+    @property
+    def instance(self) -> InstanceRecord | None:
+        """The present (or last) run."""
+        return self.journal.instance
+
+    def post(self, seen: Observation) -> None:
+        self._inbox.put_nowait(seen)
+
+    async def update(
+        self, apply: Callable[[DeploymentRecord], tuple[DeploymentRecord, tuple[Change, ...]]]
+    ) -> DeploymentStatus:
+        """Change the record; returns when that is durable. Raises what `apply` raises, and `StoreError`."""
+        done: asyncio.Future[DeploymentStatus] = asyncio.get_running_loop().create_future()
+        self._inbox.put_nowait(Update(apply, done))
+        return await done
+
+    def status(self) -> DeploymentStatus:
+        return views.deployment(self)
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Host memory that this deployment holds or will hold: also between a crash and the next attempt."""
+        released = self.state.phase in {Phase.PENDING, Phase.FAILED, Phase.STOPPED, Phase.DELETED}
+        return self.plan.host_bytes if self.plan and not released else 0
+
+    @property
+    def resident_bytes(self) -> int:
+        """Host memory that the live instance used at the last sample."""
+        return self.usage.memory_bytes if self.usage else 0
+
+    @property
+    def plan_json(self) -> str:
+        """The plan as it was stored with the instance, or as it was just made."""
+        if self.instance is not None and (self.plan is None or self.plan.generation == self.instance.generation):
+            return self.instance.plan_json
+        return self.plan.to_json() if self.plan else ""
+
+    # The loop -----------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            item = await self._inbox.get()
+            try:
+                await (self._change(item) if isinstance(item, Update) else self._step(item))
+            except Exception:
+                # The outermost loop: a bug costs one step, not the supervision. The next tick looks again.
+                log.exception("step failed", deployment=self.name, item=type(item).__name__)
+                self.journal.event("InternalError", "a step of the supervisor failed; see the log", Severity.ERROR)
+            # One crash is a burst of observations: they share one transaction.
+            if self._inbox.empty() and await self._flush() and self.state.phase is Phase.DELETED:
+                self.services.gone(self)
+                self._refuse_waiting()
+                return
+
+    def _refuse_waiting(self) -> None:
+        while not self._inbox.empty():
+            item = self._inbox.get_nowait()
+            if isinstance(item, Update) and not item.done.done():
+                item.done.set_exception(NotFound(f"deployment {self.name!r} was deleted, or the agent stops"))
+
+    async def _change(self, update: Update) -> None:
+        try:
+            record, changes = update.apply(self.record)
+            if record is not self.record or changes:
+                self.journal.touch()
+                record = await self.journal.flush(record, self.state, *changes)
+        except AgentError as error:
+            if not update.done.done():
+                update.done.set_exception(error)
+            return
+        if record.spec_json != self.record.spec_json:
+            self.spec = DeploymentSpec.from_json(record.spec_json)
+            self.rules = Rules.of(self.spec)
+        self.record = record
+        await self._step(m.Wanted(codec.want(record)))
+        if not update.done.done():
+            update.done.set_result(self.status())
+
+    async def _step(self, seen: Observation) -> None:
+        if isinstance(seen, m.Probed):
+            self._note_verdict(seen)
+        before = self.state
+        decision = decide(self.state, seen, self.rules, clock.now())
+        self.state = decision.state
+        for fired in decision.fired:
+            log.info("transition", deployment=self.name, attempt=self.state.attempt, phase=fired.rule.target.value,
+                     reason=fired.rule.id, message=fired.message)  # fmt: skip
+            if fired.rule.severity is not None:
+                self.journal.event(fired.rule.id, fired.message, fired.rule.severity)
+        if decision.fired:
+            self.journal.touch()
+        if self.state.phase is not before.phase:
+            self.enter(self.state.phase)
+        for action in decision.actions:
+            await self.perform(action)
+        self._arm_timer()
+        self.services.changed(self.name)
+
+    def _arm_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        wake = m.next_wake(self.state, self.rules)
+        if wake is not None:
+            delay = max(0.0, wake - clock.now())
+            self._timer = asyncio.get_running_loop().call_later(delay, self.post, m.Woken())
+
+    def enter(self, phase: Phase) -> None:
+        """What comes with being in a phase, however it was reached: probes run exactly in PROBED phases."""
+        if phase in PROBED:
+            if "probe" not in self._tasks:
+                self._spawn("probe", self._probe(started=phase is not Phase.LOADING))
+        else:
+            self._cancel("probe")
+        if phase not in {Phase.STOPPING, Phase.STUCK}:
+            self._cancel("reap")
+        if phase is Phase.READY:
+            if self.instance is not None and self.instance.ready_at is None:
+                self.journal.note(ready_at=clock.wall(), granted_json=codec.dump_granted(self.granted))
+        if phase not in {Phase.FETCHING, Phase.LOADING}:
+            self.progress = None
+
+    # Actions ------------------------------------------------------------------------------------------------------
+
+    async def perform(self, action: Action) -> None:
+        match action:
+            case Action.CANCEL:
+                self._cancel("prepare")
+            case Action.PREPARE:
+                self._plan_again()
+            case Action.FETCH:
+                self._spawn("prepare", self._fetch())
+            case Action.LAUNCH:
+                await self._launch()
+            case Action.DRAIN:
+                self._drain()
+            case Action.TERM:
+                self._signal(signal.SIGTERM)
+            case Action.KILL:
+                self._signal(signal.SIGKILL)
+            case Action.REAP:
+                self._reap()
+            case Action.FORGET:
+                await self._forget()
+
+    def _plan_again(self) -> None:
+        self._cancel("prepare")
+        if self.plan is not None and self.plan.generation == self.record.generation:
+            # The restart of a healthy engine must not wait for a new plan while files and policy are the same.
+            size = self.services.preparation.still_valid(self.plan)
+            if size is not None:
+                self.post(m.Planned(size, fetched=True))
+                return
+        self.plan = None
+        self._spawn("prepare", self._prepare())
+
+    async def _prepare(self) -> None:
+        try:
+            # The answer and the reservation that it makes are one step of the loop: no other plan comes between.
+            self.plan = await self.services.preparation.plan(
+                self.spec, self.record.generation, lambda: self.services.held(self.name)
+            )
+        except PreparationError as error:
+            self.post(m.PrepareFailed(error.diagnosis))
+        else:
+            self.post(m.Planned(self.plan.variant.bytes, fetched=False))
+
+    async def _fetch(self) -> None:
+        def show(progress: Progress) -> None:
+            self.progress = progress
+            self.services.changed(self.name)
+
+        assert self.plan is not None
+        try:
+            self.plan = await self.services.preparation.fetch(self.plan, show)
+        except PreparationError as error:
+            self.post(m.PrepareFailed(error.diagnosis))
+        else:
+            self.post(m.Fetched())
+
+    async def _launch(self) -> None:
+        """Intent durable, then the process, then its handle durable: the sweep and adoption close every gap."""
+        assert self.plan is not None
+        services = self.services
+        try:
+            launch = launching.prepare(self.plan, self.spec, self.state.attempt, services, preferred_port=self.port)
+        except PreparationError as error:
+            self.post(m.PrepareFailed(error.diagnosis))
+            return
+        self._begin(launch.record)
+        try:
+            launching.write_record(launch, self.record)
+            services.fail("before-intent")
+            self.record = await self.journal.flush(self.record, self.state)
+            services.fail("after-intent")
+            self.handle = await services.runtime.launch(launch.request)
+            services.fail("after-spawn")
+        except (StoreError, LaunchError, OSError) as error:
+            code = DiagnosisCode.STORE_FAILED if isinstance(error, StoreError) else DiagnosisCode.LAUNCH_FAILED
+            diagnosis = Diagnosis(code, str(error))
+            self.journal.note(ended_at=clock.wall(), diagnosis_json=codec.dump_diagnosis(diagnosis))
+            self.post(m.PrepareFailed(diagnosis))
+            return
+        self.journal.note(handle_json=codec.dump_handle(self.handle), started_at=clock.wall())
+        self.watch_exit(self.handle)
+        await self._flush()
+        services.fail("after-handle")
+        self.post(m.Launched())
+
+    def _begin(self, record: InstanceRecord) -> None:
+        ended, handle = self.instance, self.handle
+        dropped = self.journal.begin(record, keep=self.services.config.logs.attempts)
+        self.handle, self.granted, self.usage, self.verdicts = None, None, None, {}
+        self.port = record.port
+        if ended is not None:
+            self._spawn(f"forget {ended.id}", launching.forget(ended, handle, dropped, self.services))
+
+    def watch_exit(self, handle: Handle) -> None:
+        async def watch() -> None:
+            self.on_exit(await self.services.runtime.wait_exit(handle))
+
+        self._spawn("exit", watch())
+
+    def on_exit(self, exit: ExitStatus) -> None:
+        plan, instance = self.plan, self.instance
+        if plan is None or instance is None:
+            return
+        if exit.code is None and exit.signal is None and not exit.oom_killed:
+            diagnosis = Diagnosis(DiagnosisCode.VANISHED, "the engine ended and left no exit status")
+        else:
+            tail = logs.tail_text(launching.log_path(instance))
+            diagnosis = self.services.engine(plan.engine).diagnose(exit, tail)
+        expected = self.state.phase in {Phase.DRAINING, Phase.STOPPING, Phase.STUCK}
+        kept = codec.dump_diagnosis(self.state.diagnosis if expected else diagnosis)
+        self.journal.note(ended_at=exit.at or clock.wall(), exit_json=codec.dump_exit(exit), diagnosis_json=kept)
+        self.post(m.Exited(exit, diagnosis))
+
+    def _drain(self) -> None:
+        async def drain() -> None:
+            await self._prober().drained()
+            self.post(m.Drained())
+
+        self._spawn("drain", drain())
+
+    def _signal(self, sig: signal.Signals) -> None:
+        self._cancel("drain")
+        handle = self.handle
+        if handle is None:
+            self.post(m.Gone())
+            return
+        self._spawn(f"signal {sig.name}", self.services.runtime.kill(handle, sig))
+
+    def _reap(self) -> None:
+        """The main process is gone; what else the instance left alive is killed, and waited for."""
+
+        async def reap() -> None:
+            handle, pause = self.handle, 0.001
+            while handle is not None and await self.services.runtime.survivors(handle):
+                await self.services.runtime.kill(handle, signal.SIGKILL)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 0.5)
+            self.post(m.Gone())
+
+        self._spawn("reap", reap())
+
+    async def _forget(self) -> None:
+        """The deployment is over: records and logs go, its history stays."""
+        if self.instance is not None:
+            gone = [*self.journal.older, self.instance]
+            await launching.forget(self.instance, self.handle, gone, self.services)
+
+    # Probes -------------------------------------------------------------------------------------------------------
+
+    def _prober(self) -> Prober:
+        assert self.plan is not None
+        services = self.services
+        target = Target(
+            services.engine(self.plan.engine), self.plan, self.spec.probes, services.config.policy.bind, self.port,
+            launching.token(self.spec, services.engine(self.plan.engine)),
+        )  # fmt: skip
+        return Prober(target, post=self.post, usage=self.sample, loaded=self._loaded, granted=self._grant)
+
+    async def _probe(self, *, started: bool) -> None:
+        while True:
+            try:
+                await self._prober().run(started=started)
+            except Exception:
+                # Without probes, status would lie and a hang would stay: whatever it was, probing goes on.
+                log.exception("probing failed", deployment=self.name)
+            await asyncio.sleep(PROBE_RETRY)
+            started = self.state.phase is not Phase.LOADING
+
+    def _loaded(self, done: int) -> None:
+        total = self.plan.variant.bytes if self.plan else 0
+        self.progress = Progress("loading", min(done, total), total)
+
+    def _grant(self, granted: Granted) -> None:
+        self.granted = granted
+        limits = self.plan.limits if self.plan else None
+        if limits and granted.max_model_len is not None and granted.max_model_len < limits.max_model_len:
+            self.journal.event("LimitsDiffer", f"the engine grants a context of {granted.max_model_len} tokens per sequence; "
+                                        f"the plan says {limits.max_model_len}")  # fmt: skip
+
+    def _note_verdict(self, seen: m.Probed) -> None:
+        last = self.verdicts.get(seen.kind)
+        failures = (last.failures if last else 0) + 1 if seen.verdict is Verdict.FAIL else 0
+        self.verdicts[seen.kind] = ProbeVerdict(seen.kind, seen.verdict, clock.wall(), seen.detail, failures)
+        if last is None or last.verdict is not seen.verdict:
+            self.journal.note(probes_json=codec.dump_verdicts(self.verdicts))
+
+    async def sample(self) -> Usage | None:
+        """Resident memory and progress of the live instance, for status and for loading."""
+        handle = self.handle
+        self.usage = await self.services.runtime.usage(handle) if handle and self.state.phase in LIVE else None
+        return self.usage
+
+    async def _flush(self) -> bool:
+        """Make what changed durable; if the store refuses, it is kept and tried again."""
+        try:
+            self.record = await self.journal.flush(self.record, self.state)
+        except StoreError:
+            asyncio.get_running_loop().call_later(STORE_RETRY, self.post, m.Woken())
+            return False
+        return True
+
+    # Tasks --------------------------------------------------------------------------------------------------------
+
+    def _spawn(self, key: str, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` beside the loop; one task per key. A task that dies of a bug says so, and the loop goes on."""
+        self._cancel(key)
+
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception:
+                log.exception("task failed", deployment=self.name, task=key)
+                raise
+
+        task = asyncio.create_task(guarded(), name=f"{key} {self.name}")
+        self._tasks[key] = task
+        task.add_done_callback(lambda done: self._done(key, done))
+
+    def _done(self, key: str, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(key) is task:
+            del self._tasks[key]
+        if not task.cancelled():
+            task.exception()  # retrieved: it was logged above
+
+    def _cancel(self, key: str) -> None:
+        task = self._tasks.pop(key, None)
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.InvalidStateError):
+                task.exception() if task.done() and not task.cancelled() else None

@@ -1,0 +1,102 @@
+"""From a plan to a launch request: port, secrets, command, directories, and the record of the intent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets as random_ids
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from agent.engines.base import Engine
+from agent.planning.plan import Plan
+from agent.runtimes import logs
+from agent.runtimes.base import Handle, Identity, LaunchRequest, Resources
+from agent.spec import DeploymentSpec
+from agent.store.records import DeploymentRecord, InstanceRecord
+from agent.supervision import clock, secrets
+from agent.supervision.preparation import PreparationError
+from agent.supervision.services import Services
+
+#: What an engine inherits of the daemon's environment; everything else (secrets above all) stays here.
+INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "CUDA_VISIBLE_DEVICES")
+
+#: The records of an instance, in its own directory.
+RECORD = "record.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """The intent as it is recorded, and the request as it is executed."""
+
+    record: InstanceRecord
+    request: LaunchRequest
+
+
+def identity(node_uid: str, record: InstanceRecord) -> Identity:
+    return Identity(node_uid, record.deployment, record.generation, record.attempt, record.id)
+
+
+def directory(record: InstanceRecord) -> Path:
+    return Path(record.directory)
+
+
+def log_path(record: InstanceRecord) -> Path:
+    return Path(record.log_path)
+
+
+def token(spec: DeploymentSpec, engine: Engine) -> str:
+    """The engine's API key, where the spec gives one, for our own probes; "" otherwise or if it is gone by now."""
+    for variable in engine.secret_flags().values():
+        if variable in spec.secrets:
+            try:
+                return secrets.resolve({variable: spec.secrets[variable]})[variable]
+            except PreparationError:
+                return ""
+    return ""
+
+
+def prepare(plan: Plan, spec: DeploymentSpec, attempt: int, services: Services, *, preferred_port: int) -> Launch:
+    """Raises `PreparationError` (secret_missing, port_taken). Touches nothing but the directories it names."""
+    engine, config = services.engine(plan.engine), services.config
+    port = services.ports.take(plan.deployment, spec.port, preferred_port)
+    command = engine.command(plan, config.policy.bind, port)
+    instance = f"{plan.deployment}-{attempt}-{random_ids.token_hex(3)}"
+    record = InstanceRecord(
+        id=instance, deployment=plan.deployment, generation=plan.generation, attempt=attempt, runtime=plan.runtime,
+        plan_json=plan.to_json(), port=port, directory=str(services.instances / instance),
+        log_path=str(config.directories.logs / plan.deployment / f"{attempt}.log"), created_at=clock.wall(),
+    )  # fmt: skip
+    environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    environment |= {**command.environment, **spec.environment, **secrets.resolve(spec.secrets)}
+    request = LaunchRequest(
+        identity=identity(services.node_uid, record),
+        argv=command.argv,
+        environment=environment,
+        directory=directory(record),
+        log=log_path(record),
+        resources=Resources(spec.limits.memory_bytes, spec.limits.cpus, spec.limits.pids),
+    )
+    request.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Launch(record, request)
+
+
+def write_record(launch: Launch, deployment: DeploymentRecord) -> None:
+    """Leave the records beside the instance, so that a running engine can be taken over even without the database.
+
+    Not fsynced: an engine that runs is proof that the host did not go down since.
+    """
+    launch.request.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    body = json.dumps({"deployment": asdict(deployment), "instance": asdict(launch.record)})
+    (launch.request.directory / RECORD).write_text(body)
+
+
+async def forget(
+    ended: InstanceRecord, handle: Handle | None, dropped: Sequence[InstanceRecord], services: Services
+) -> None:
+    """Remove what the runtime keeps of `ended`, and the logs of the runs in `dropped`."""
+    await services.runtime.forget(handle, directory(ended))
+    for record in dropped:
+        await asyncio.to_thread(logs.remove, log_path(record))

@@ -1,0 +1,257 @@
+"""The node: all deployments together, and what a control API may ask of them (`service.NodeApi`).
+
+It owns the actors, adopts at start what runs, and keeps the picture that status shows. It decides nothing
+about a single deployment: that is `decide`, driven by its actor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from dataclasses import asdict, replace
+from typing import Any
+
+import structlog
+
+from agent import __version__, failpoints
+from agent.config import LoadedConfig
+from agent.engines import ENGINES
+from agent.errors import AgentError, StoreError
+from agent.hardware import host
+from agent.runtimes.base import Runtime
+from agent.spec import DeploymentSpec
+from agent.status import DeploymentStatus, Event, InstanceStatus, NodeStatus, Phase, Severity, Snapshot
+from agent.store.records import DeploymentRecord, InstanceRecord, Loaded, PutEvent
+from agent.store.sqlite import Store
+from agent.supervision import adoption, clock, reading, recovery, views, watch
+from agent.supervision.actor import Actor
+from agent.supervision.changes import Changes
+from agent.supervision.conditions import Conditions
+from agent.supervision.ports import Ports
+from agent.supervision.preparation import Held, Preparation, PreparationError
+from agent.supervision.registry import Registry
+from agent.supervision.service import Applied, ArtifactStatus, Change, ConfigInForce, ConfigValue, LogChunk, Planned
+from agent.supervision.services import Services
+
+log = structlog.get_logger(__name__)
+
+
+class Node:
+    """Implements `NodeApi`. Build it, `await restore(...)`, serve the API, and `await close()` at the end."""
+
+    def __init__(self, loaded: LoadedConfig, node_uid: str, store: Store, runtime: Runtime) -> None:
+        self.settings = loaded.config
+        self.store = store
+        self.registry = Registry()
+        self.memory = host.memory()
+        self._loaded = loaded
+        self._uid = node_uid
+        self._started_at = clock.wall()
+        self._inventory = host.inventory()
+        self._watchers = watch.Watchers()
+        self._background: set[asyncio.Task[None]] = set()
+        self.conditions = Conditions(self.announce)
+        self._preparation = Preparation(self.settings, self._inventory)
+        self.services = Services(
+            config=self.settings, node_uid=node_uid, store=store, runtime=runtime, preparation=self._preparation,
+            ports=Ports(self.settings.policy.bind, self.settings.policy.ports, self._held_ports),
+            instances=self.settings.directories.state / "instances", engine=ENGINES.__getitem__, changed=self._changed,
+            history=self._history, store_failed=self._store_failed, gone=self._gone, held=self._held,
+            fail=failpoints.hit,
+        )  # fmt: skip
+        self._changes = Changes(self.settings, self.registry, self.services)
+
+    # Start and end ------------------------------------------------------------------------------------------------
+
+    async def restore(self, loaded: Loaded) -> None:
+        """Take over everything that is recorded: adopt what runs, account for what ended. No bad record stops it."""
+        self._report_damage(loaded)
+        deployments, instances = loaded.deployments, loaded.instances
+        if loaded.recreated:
+            deployments, instances = await recovery.from_engines(self.services, deployments, instances)
+        runs: defaultdict[str, list[InstanceRecord]] = defaultdict(list)
+        for instance in instances:
+            runs[instance.deployment].append(instance)
+        await asyncio.gather(*(self._restore(record, runs[record.name]) for record in deployments))
+        for actor in self.registry:
+            actor.start()
+
+    async def _restore(self, record: DeploymentRecord, runs: list[InstanceRecord]) -> None:
+        try:
+            actor = Actor(recovery.mended(record, runs), DeploymentSpec.from_json(record.spec_json), self.services)
+            await adoption.restore(actor, runs)
+        except (ValueError, AgentError) as error:
+            # Its engine, if any, still runs and is shown as a stray; a record never keeps the daemon from starting.
+            log.error("deployment set aside", deployment=record.name, error=str(error))
+            await self._set_aside(record.name, str(error))
+            return
+        self.registry.add(actor)
+
+    async def _set_aside(self, name: str, problem: str) -> None:
+        try:
+            await self.store.quarantine("deployment", name, problem)
+        except StoreError as error:
+            self._store_failed(error)
+        self.announce(Event("RecordQuarantined", f"deployment {name}: {problem}", Severity.ERROR, at=clock.wall()))
+
+    def _report_damage(self, loaded: Loaded) -> None:
+        for item in loaded.quarantined:
+            message = f"{item.what}: {item.problem}; kept in {item.where}"
+            self.announce(Event("RecordQuarantined", message, Severity.ERROR, at=clock.wall()))
+        if loaded.recreated:
+            self.conditions.set("StateHealthy", False, "StateRecreated", "the database was damaged and was begun anew; "
+                                "what could be read was kept, strays are reported and not killed")  # fmt: skip
+        elif not self.store.writable:
+            self.conditions.set("StateHealthy", False, "StateReadOnly", self.store.problem)
+        else:
+            self.conditions.set("StateHealthy", True, "StateWritable", "changes are made durable")
+
+    async def close(self) -> None:
+        """End the agent's own work. No engine is touched: the next agent adopts them."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*(actor.close() for actor in self.registry), *self._background, return_exceptions=True)
+
+    # What actors tell ---------------------------------------------------------------------------------------------
+
+    def _changed(self, name: str) -> None:
+        self.registry.touch(name)
+        self._watchers.wake()
+
+    def _history(self, events: tuple[Event, ...]) -> None:
+        if self.store.writable:
+            self.conditions.set("StateHealthy", True, "StateWritable", "changes are made durable")
+        if events:
+            self._watchers.wake()
+
+    def _store_failed(self, error: Exception) -> None:
+        log.error("state not durable", error=str(error))
+        self.conditions.set("StateHealthy", False, "StateNotWritable", str(error))
+        self.registry.touch("")
+
+    def _gone(self, actor: Actor) -> None:
+        self.registry.remove(actor)
+        self._watchers.wake()
+
+    def _held(self, name: str) -> Held:
+        others = [actor for actor in self.registry if actor.name != name]
+        own = self.registry.find(name)
+        return Held(
+            reserved=sum(actor.reserved_bytes for actor in others),
+            resident=sum(min(actor.resident_bytes, actor.reserved_bytes) for actor in others),
+            released=own.resident_bytes if own else 0,
+        )
+
+    def _held_ports(self) -> dict[int, str]:
+        return {actor.port: actor.name for actor in self.registry if actor.port}
+
+    def recorded_instances(self) -> list[str]:
+        return [actor.instance.id for actor in self.registry if actor.instance is not None]
+
+    def announce(self, event: Event) -> None:
+        """An event of the node itself: written soon, or logged when the store refuses."""
+
+        async def write() -> None:
+            try:
+                self._history(await self.store.write(PutEvent(event)))
+            except StoreError as error:
+                log.warning("event not recorded", reason=event.reason, message=event.message, error=str(error))
+
+        task = asyncio.get_running_loop().create_task(write())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # NodeApi: reading ---------------------------------------------------------------------------------------------
+
+    @property
+    def revision(self) -> int:
+        return self.registry.revision
+
+    def snapshot(self) -> Snapshot:
+        statuses = tuple(self.registry.statuses().values())
+        node = replace(
+            self.node(), deployments=len(statuses), ready=sum(status.phase is Phase.READY for status in statuses)
+        )
+        return Snapshot(self.revision, node, statuses)
+
+    def node(self) -> NodeStatus:
+        return NodeStatus(
+            name=self.settings.node_name, uid=self._uid, version=__version__, started_at=self._started_at,
+            scope=self.settings.scope, inventory_json=json.dumps(asdict(self._inventory)),
+            policy_json=self.settings.policy.model_dump_json(), conditions=self.conditions.all(),
+            memory_total=self.memory.total, memory_available=self.memory.available,
+            memory_reserved=self._held("").reserved,
+        )  # fmt: skip
+
+    def config(self) -> ConfigInForce:
+        data = self.settings.model_dump(mode="json")
+        origins = self._loaded.origins
+        values = tuple(ConfigValue(name, json.dumps(_dig(data, name)), origin) for name, origin in origins.items())
+        return ConfigInForce(data, values)
+
+    def get(self, deployment: str) -> DeploymentStatus:
+        self.registry.get(deployment)
+        return self.registry.statuses()[deployment]
+
+    def instances(self, deployment: str) -> tuple[InstanceStatus, ...]:
+        actor = self.registry.get(deployment)
+        present = views.current(actor)
+        older = tuple(views.instance(record) for record in reversed(actor.journal.older))
+        return (present, *older) if present else older
+
+    def artifacts(self) -> tuple[ArtifactStatus, ...]:
+        return reading.artifacts(self.registry)
+
+    async def events(self, deployment: str, *, before_seq: int, limit: int) -> tuple[Event, ...]:
+        return await self.store.events(deployment, before_seq=before_seq, limit=limit)
+
+    def watch(self, deployment: str, resume_token: str, events_only: bool) -> AsyncIterator[Change]:
+        if deployment:
+            self.registry.get(deployment)
+        return watch.stream(
+            statuses=self.registry.statuses, store=self.store, watchers=self._watchers, node_uid=self._uid,
+            deployment=deployment, resume_token=resume_token, events_only=events_only,
+        )  # fmt: skip
+
+    def logs(
+        self, deployment: str, *, instance: str, previous: bool, tail_lines: int, follow: bool
+    ) -> AsyncIterator[LogChunk]:
+        return reading.stream_logs(
+            self.registry, self._watchers, deployment,
+            instance=instance, previous=previous, tail_lines=tail_lines, follow=follow,
+        )  # fmt: skip
+
+    # NodeApi: changing --------------------------------------------------------------------------------------------
+
+    async def plan(self, spec: dict[str, Any]) -> Planned:
+        """A dry run: everything that happens before a launch, except that nothing is changed."""
+        parsed = self._changes.admit(spec)
+        try:
+            plan = await self._preparation.plan(parsed, 0, lambda: self._held(parsed.name))
+        except PreparationError as error:
+            return Planned(None, error.diagnosis)
+        port = parsed.port if isinstance(parsed.port, int) else self.settings.policy.ports.first
+        return Planned(plan, None, ENGINES[plan.engine].command(plan, self.settings.policy.bind, port).argv)
+
+    async def apply(self, spec: dict[str, Any], *, etag: str, request_id: str, validate_only: bool) -> Applied:
+        return await self._changes.apply(spec, etag=etag, request_id=request_id, validate_only=validate_only)
+
+    async def delete(self, deployment: str, *, etag: str, request_id: str, allow_missing: bool) -> DeploymentStatus:
+        return await self._changes.delete(deployment, etag=etag, request_id=request_id, allow_missing=allow_missing)
+
+    async def restart(self, deployment: str, *, etag: str, request_id: str) -> DeploymentStatus:
+        return await self._changes.restart(deployment, etag=etag, request_id=request_id)
+
+    async def stop(self, deployment: str, *, etag: str, request_id: str) -> DeploymentStatus:
+        return await self._changes.stop(deployment, etag=etag, request_id=request_id)
+
+    async def start(self, deployment: str, *, etag: str, request_id: str) -> DeploymentStatus:
+        return await self._changes.start(deployment, etag=etag, request_id=request_id)
+
+
+def _dig(data: Any, path: str) -> Any:
+    for key in path.split("."):
+        data = data[key]
+    return data

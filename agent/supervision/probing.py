@@ -1,0 +1,187 @@
+"""Probes one running instance and posts what it sees; it decides nothing.
+
+Three kinds of loops: until the startup probe passes; then health (readiness and liveness, one request when
+they are the same); then a real inference, only while the engine is idle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from agent.engines.base import Activity, Engine, HttpReply, HttpRequest
+from agent.planning.plan import Plan
+from agent.runtimes.base import Usage
+from agent.spec import Probes
+from agent.status import Granted, ProbeKind, Verdict
+from agent.supervision import clock
+from agent.supervision.http import request
+from agent.supervision.machine import LoadMoved, Observation, Probed
+
+#: While loading, progress is looked at this often (seconds): enough for a progress bar, little against the load.
+PROGRESS_PERIOD = 1.0
+#: A startup probe waits this long (seconds): a loading engine answers at once or not at all.
+STARTUP_TIMEOUT = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where and what to probe. `token` is the engine's API key, kept in memory only."""
+
+    engine: Engine
+    plan: Plan
+    probes: Probes
+    host: str
+    port: int
+    token: str = ""
+
+
+class Prober:
+    """The probe loops of one instance. Cancel its task to end them."""
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        post: Callable[[Observation], None],
+        usage: Callable[[], Awaitable[Usage | None]],
+        loaded: Callable[[int], None],
+        granted: Callable[[Granted], None],
+    ) -> None:
+        self._target = target
+        self._post = post
+        self._usage = usage
+        self._loaded = loaded
+        self._granted = granted
+
+    async def run(self, *, started: bool) -> None:
+        """Probe for ever. `started`: the startup probe passed before (an adopted instance)."""
+        if not started:
+            await self._startup()
+        # Instances that became ready together (or were adopted together) shall not be probed together for ever.
+        await asyncio.sleep(random.uniform(0, min(1.0, self._target.probes.readiness.period_seconds)))
+        async with asyncio.TaskGroup() as group:
+            for loop in self._serving_loops():
+                group.create_task(loop)
+
+    async def _ask(self, what: HttpRequest, timeout: float) -> HttpReply:
+        target = self._target
+        return await request(target.host, target.port, what, timeout=timeout, token=target.token)
+
+    # Startup
+
+    async def _startup(self) -> None:
+        target = self._target
+        probe, period = target.engine.startup_probe(target.plan), target.probes.startup.period_seconds
+        detail = ""
+        async with asyncio.TaskGroup() as group:
+            progress = group.create_task(self._watch_progress())
+            # The first looks come quickly: a small model loads within a fraction of the period.
+            pause = min(0.02, period)
+            while True:
+                reply = await self._ask(probe, STARTUP_TIMEOUT)
+                problem = await self._confirm(reply)
+                if problem is None:
+                    break
+                if problem != detail:
+                    detail = problem
+                    self._post(Probed(ProbeKind.STARTUP, Verdict.UNKNOWN, detail))
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, period)
+            progress.cancel()
+        self._post(Probed(ProbeKind.STARTUP, Verdict.PASS))
+
+    async def _confirm(self, reply: HttpReply) -> str | None:
+        """None when the engine is up, is *our* engine, and said what it grants; otherwise what is in the way."""
+        if reply.status != 200:
+            return "loading" if self._target.engine.loading(reply) else f"HTTP {reply.status}: {reply.body[:200]}"
+        engine, plan = self._target.engine, self._target.plan
+        replies = [await self._ask(what, STARTUP_TIMEOUT) for what in engine.granted_requests(plan)]
+        granted = engine.parse_granted(replies)
+        if granted.model and granted.model != plan.model_name:
+            return f"port {self._target.port} is answered by a server of model {granted.model!r}, which is not this one"
+        self._granted(granted)
+        return None
+
+    async def _watch_progress(self) -> None:
+        seen = -1
+        while True:
+            usage = await self._usage()
+            if usage is not None:
+                # Mapped weights are never read(): they show as resident memory instead.
+                loaded = max(usage.read_bytes, usage.memory_bytes)
+                if loaded > seen:
+                    seen = loaded
+                    self._loaded(loaded)
+                    self._post(LoadMoved())
+            await asyncio.sleep(PROGRESS_PERIOD)
+
+    # Serving
+
+    def _serving_loops(self) -> list[Coroutine[Any, Any, None]]:
+        target = self._target
+        probes, plan, engine = target.probes, target.plan, target.engine
+        ready, live = engine.readiness_probe(plan), engine.liveness_probe(plan)
+        if ready == live:
+            kinds = (ProbeKind.READINESS, ProbeKind.LIVENESS)
+            period = min(probes.readiness.period_seconds, probes.liveness.period_seconds)
+            timeout = max(probes.readiness.timeout_seconds, probes.liveness.timeout_seconds)
+            loops = [self._health(ready, kinds, period, timeout)]
+        else:
+            loops = [
+                self._health(ready, (ProbeKind.READINESS,), probes.readiness.period_seconds,
+                             probes.readiness.timeout_seconds),
+                self._health(live, (ProbeKind.LIVENESS,), probes.liveness.period_seconds,
+                             probes.liveness.timeout_seconds),
+            ]  # fmt: skip
+        if probes.inference.enabled:
+            loops.append(self._inference())
+        return loops
+
+    async def _health(self, what: HttpRequest, kinds: tuple[ProbeKind, ...], period: float, timeout: float) -> None:
+        while True:
+            began = clock.now()
+            reply = await self._ask(what, timeout)
+            verdict = Verdict.PASS if reply.status == 200 else Verdict.FAIL
+            detail = "" if verdict is Verdict.PASS else f"HTTP {reply.status}: {reply.body[:200]}"
+            for kind in kinds:
+                self._post(Probed(kind, verdict, detail))
+            await asyncio.sleep(max(0.0, period - (clock.now() - began)))
+
+    async def _inference(self) -> None:
+        """One token for real, so that an engine whose health answers while generation hangs is found out."""
+        settings, work, idle_since = self._target.probes.inference, None, clock.now()
+        while True:
+            await asyncio.sleep(settings.period_seconds)
+            activity = await self._activity()
+            if activity is None:
+                continue
+            if activity.running or activity.waiting or activity.work != work:
+                work, idle_since = activity.work, clock.now()
+            if clock.now() - idle_since < settings.idle_seconds:
+                continue
+            reply = await self._ask(
+                self._target.engine.inference_probe(self._target.plan), timeout=settings.timeout_seconds
+            )
+            passed = reply.status == 200
+            after = await self._activity()
+            work = after.work if after is not None else None  # the probe's own token is no client's work
+            if not passed and after is not None and (after.running or 0) + (after.waiting or 0) > 1:
+                continue  # clients came meanwhile and were served first: that is no hang
+            detail = "" if passed else f"HTTP {reply.status}: {reply.body[:200]}"
+            self._post(Probed(ProbeKind.INFERENCE, Verdict.PASS if passed else Verdict.FAIL, detail))
+
+    async def _activity(self) -> Activity | None:
+        reply = await self._ask(self._target.engine.activity_request(self._target.plan), STARTUP_TIMEOUT)
+        return self._target.engine.parse_activity(reply.body) if reply.status == 200 else None
+
+    async def drained(self) -> None:
+        """Return once no request is in flight; at once for an engine that does not say."""
+        while True:
+            activity = await self._activity()
+            if activity is None or not (activity.running or activity.waiting):
+                return
+            await asyncio.sleep(0.25)

@@ -1,0 +1,92 @@
+"""Reading logs and artifacts: what the API shows besides status."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from agent.errors import NotFound
+from agent.runtimes import logs
+from agent.store.records import InstanceRecord
+from agent.supervision import launching
+from agent.supervision.actor import Actor
+from agent.supervision.registry import Registry
+from agent.supervision.service import ArtifactStatus, LogChunk
+from agent.supervision.watch import Watchers
+
+
+def runs(actor: Actor) -> list[InstanceRecord]:
+    """All recorded runs of a deployment, newest first."""
+    present = [actor.instance] if actor.instance is not None else []
+    return [*present, *reversed(actor.journal.older)]
+
+
+def find_run(actor: Actor, instance: str, *, previous: bool) -> InstanceRecord | None:
+    """The run that is meant; None: there is none yet. Raises `NotFound` for a named one that is not recorded."""
+    records = runs(actor)
+    if instance:
+        for record in records:
+            if record.id == instance:
+                return record
+        known = ", ".join(record.id for record in records) or "none"
+        raise NotFound(f"deployment {actor.name!r} has no instance {instance!r}", hint=f"Recorded: {known}.")
+    if previous:
+        if len(records) < 2:
+            raise NotFound(f"deployment {actor.name!r} has no previous instance", hint="Leave --previous out.")
+        return records[1]
+    return records[0] if records else None
+
+
+async def stream_logs(
+    registry: Registry,
+    watchers: Watchers,
+    deployment: str,
+    *,
+    instance: str,
+    previous: bool,
+    tail_lines: int,
+    follow: bool,
+) -> AsyncIterator[LogChunk]:
+    """The log of a run; with `follow` also of those after it, until the deployment is deleted."""
+    actor = registry.get(deployment)
+    record = find_run(actor, instance, previous=previous)
+    if record is None and not follow:
+        raise NotFound(f"deployment {deployment!r} has not started an instance yet", hint="Follow with -f, or wait.")
+    wake = watchers.join()
+    try:
+        while True:
+            wake.clear()
+            if record is not None:
+                chunks = logs.follow(
+                    launching.log_path(record), tail_lines=tail_lines, follow=follow, ended=_ended(actor, record.id)
+                )
+                async for data in chunks:
+                    yield LogChunk(record.id, data)
+                tail_lines = 0  # of the runs that follow, everything
+            if not follow or instance or previous or registry.find(deployment) is not actor:
+                return
+            newest = actor.instance
+            if newest is None or (record is not None and newest.id == record.id):
+                await wake.wait()
+            else:
+                record = newest
+    finally:
+        watchers.leave(wake)
+
+
+def _ended(actor: Actor, instance: str) -> logs.Ended:
+    def ended() -> bool:
+        present = actor.instance
+        return present is None or present.id != instance or present.ended_at is not None
+
+    return ended
+
+
+def artifacts(registry: Registry) -> tuple[ArtifactStatus, ...]:
+    """The weight files that deployments of this node use, each once."""
+    used: dict[str, ArtifactStatus] = {}
+    for actor in registry:
+        if actor.plan is not None:
+            variant = actor.plan.variant
+            users = used[variant.path].used_by if variant.path in used else ()
+            used[variant.path] = ArtifactStatus(variant, (*users, actor.name))
+    return tuple(used[path] for path in sorted(used))

@@ -1,0 +1,80 @@
+"""The sweep: what carries our identity and is in no record is stopped (or, on request, only reported).
+
+Every safety is written down here: it never runs before adoption is done; a stray must be seen in two sweeps
+that are `sweep_min_age_seconds` apart; its identity is checked again right before the kill; and a node whose
+database was lost only reports, because then it is the record that is missing, not the owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import structlog
+
+from agent.runtimes.base import Identity
+from agent.status import Event, Severity
+from agent.supervision import clock
+from agent.supervision.conditions import Conditions
+from agent.supervision.services import Services
+
+log = structlog.get_logger(__name__)
+
+
+class Sweep:
+    """Remembers strays from one sweep to the next."""
+
+    def __init__(self, services: Services, conditions: Conditions, *, report_only: bool) -> None:
+        tuning = services.config.daemon
+        self._runtime = services.runtime
+        self._node_uid = services.node_uid
+        self._instances = services.instances
+        self._min_age = tuning.sweep_min_age_seconds
+        self._report_only = report_only or tuning.sweep_dry_run
+        self._conditions = conditions
+        self._first_seen: dict[str, float] = {}
+
+    async def run(self, recorded: Callable[[], Iterable[str]], announce: Callable[[Event], None]) -> None:
+        """One sweep. `recorded` names the instances in records; asked *after* the look, so that one that was
+        launched meanwhile is known."""
+        folders = await asyncio.to_thread(_names, self._instances)
+        found = await self._runtime.find_all(self._node_uid)
+        known = set(recorded())
+        strays = {identity: pids for identity, pids in found.items() if identity.instance not in known}
+        self._first_seen = {i.instance: self._first_seen.get(i.instance, clock.now()) for i in strays}
+        old = {i: pids for i, pids in strays.items() if clock.now() - self._first_seen[i.instance] >= self._min_age}
+        for identity, pids in old.items():
+            await self._deal(identity, pids, announce)
+        self._show(strays)
+        dead = folders - known - {identity.instance for identity in found}
+        await asyncio.to_thread(_remove, [self._instances / name for name in dead])
+
+    async def _deal(self, identity: Identity, pids: tuple[int, ...], announce: Callable[[Event], None]) -> None:
+        what = f"instance {identity.instance} (pids {', '.join(map(str, pids))}) carries this node's identity, in no record"
+        if self._report_only:
+            log.warning("stray left alone", instance=identity.instance, pids=pids)
+            return
+        log.warning("stray killed", instance=identity.instance, pids=pids)
+        await self._runtime.kill_stray(identity, pids)
+        announce(Event("StrayKilled", f"{what}: killed", Severity.WARNING, identity.deployment, identity.instance,
+                       at=clock.wall()))  # fmt: skip
+
+    def _show(self, strays: dict[Identity, tuple[int, ...]]) -> None:
+        if not strays:
+            self._conditions.set("StraysAbsent", True, "NoStrays", "no process of ours is without a record")
+            return
+        names = ", ".join(f"{i.instance} (pids {', '.join(map(str, pids))})" for i, pids in strays.items())
+        fate = "left alone" if self._report_only else f"killed after {self._min_age:.0f} s"
+        self._conditions.set("StraysAbsent", False, "StraysFound", f"without a record: {names}; {fate}")
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _remove(folders: list[Path]) -> None:
+    """Directories of instances that ended while no agent was there to forget them."""
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,74 @@
+"""The node's periodic work, each kind in a loop of its own, so that a slow one delays no other.
+
+`Turned` is what the watchdog asks: the work loop is alive only if it came around lately, with all actors
+having taken its wake-up out of their inboxes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from agent.errors import StoreError
+from agent.hardware import host
+from agent.runtimes import logs
+from agent.supervision import clock, launching
+from agent.supervision import machine as m
+from agent.supervision.node import Node
+from agent.supervision.sweep import Sweep
+
+log = structlog.get_logger(__name__)
+
+#: Old events and answered request ids are thrown away this often (seconds), logs rotated at most this late.
+PRUNE_PERIOD = 300.0
+#: A repeated request is recognised for a day: longer than any client retries.
+REQUEST_AGE = 86_400.0
+
+
+class Upkeep:
+    """Sampling, sweeping, pruning."""
+
+    def __init__(self, node: Node, sweep: Sweep) -> None:
+        self._node = node
+        self._sweep = sweep
+        self.turned_at = clock.now()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        tuning = self._node.settings.daemon
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._every(tuning.sample_seconds, self.sample))
+            group.create_task(self._every(tuning.sweep_seconds, self.sweep))
+            group.create_task(self._every(PRUNE_PERIOD, self.prune))
+
+    async def _every(self, period: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await work()
+            except (OSError, StoreError) as error:
+                # The next turn tries again; what stays wrong shows as a condition.
+                log.warning("upkeep failed", work=work.__name__, error=str(error))
+            await asyncio.sleep(period)
+
+    async def sample(self) -> None:
+        """Memory of the node and of each instance; log sizes; and the level-triggered tick of every actor."""
+        self._node.memory = host.memory()
+        policy = self._node.settings.logs
+        for actor in self._node.registry:
+            actor.post(m.Woken())
+            await actor.sample()
+            if actor.instance is not None and actor.instance.ended_at is None:
+                path = launching.log_path(actor.instance)
+                if logs.size(path) > policy.max_bytes:
+                    await asyncio.to_thread(logs.rotate, path, policy.max_bytes, policy.files)
+            self._node.registry.touch(actor.name)
+        self.turned_at = clock.now()
+
+    async def sweep(self) -> None:
+        await self._sweep.run(self._node.recorded_instances, self._node.announce)
+
+    async def prune(self) -> None:
+        tuning = self._node.settings.daemon
+        await self._node.store.prune(events=tuning.event_history, request_age_seconds=REQUEST_AGE)

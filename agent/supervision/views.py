@@ -1,0 +1,63 @@
+"""What an actor and the store know, as the pictures that status shows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.runtimes.base import Handle, Usage
+from agent.status import DeploymentStatus, InstanceStatus, Phase, ProbeVerdict
+from agent.store.records import InstanceRecord
+from agent.supervision import clock, codec
+
+if TYPE_CHECKING:
+    from agent.supervision.actor import Actor
+
+
+def instance(
+    record: InstanceRecord,
+    *,
+    pid: int | None = None,
+    probes: tuple[ProbeVerdict, ...] = (),
+    usage: Usage | None = None,
+    enforcement: tuple[str, ...] = (),
+) -> InstanceStatus:
+    """One run; the keyword arguments are what only the supervising actor knows."""
+    return InstanceStatus(
+        id=record.id, deployment=record.deployment, generation=record.generation, attempt=record.attempt,
+        runtime=record.runtime, live=record.handle_json != "" and record.ended_at is None, pid=pid, port=record.port,
+        created_at=record.created_at, started_at=record.started_at, ready_at=record.ready_at,
+        ended_at=record.ended_at, exit=codec.exit_status(record), diagnosis=codec.diagnosis(record), probes=probes,
+        log_path=record.log_path, memory_bytes=usage.memory_bytes if usage else None, enforcement=enforcement,
+    )  # fmt: skip
+
+
+def current(actor: Actor) -> InstanceStatus | None:
+    """The actor's present (or last) instance."""
+    record, handle = actor.instance, actor.handle
+    if record is None:
+        return None
+    pid, enforcement = _process(actor, handle) if record.ended_at is None else (None, ())
+    return instance(record, pid=pid, probes=tuple(actor.verdicts.values()), usage=actor.usage, enforcement=enforcement)
+
+
+def _process(actor: Actor, handle: Handle | None) -> tuple[int | None, tuple[str, ...]]:
+    if handle is None:
+        return None, ()
+    runtime = actor.services.runtime
+    return runtime.main_pid(handle), runtime.enforcement(handle)
+
+
+def deployment(actor: Actor) -> DeploymentStatus:
+    """The observed state of a deployment."""
+    state, record = actor.state, actor.record
+    waiting = state.phase is Phase.BACKOFF and state.deadline is not None
+    return DeploymentStatus(
+        name=record.name, uid=record.uid, generation=record.generation, observed_generation=state.tried[0],
+        etag=record.etag, desired=record.desired, phase=state.phase, reason=state.reason, message=state.message,
+        since=round(clock.as_wall(state.entered), 3), created_at=record.created_at, updated_at=record.updated_at, spec_json=record.spec_json,
+        plan_json=actor.plan_json, restarts=state.restarts,
+        endpoint=f"http://{actor.services.config.policy.bind}:{actor.port}" if actor.port else "",
+        next_attempt_at=clock.as_wall(state.deadline) if waiting and state.deadline is not None else None,
+        progress=actor.progress, granted=actor.granted, diagnosis=state.diagnosis, instance=current(actor),
+        previous=instance(actor.journal.older[-1]) if actor.journal.older else None,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Messages of the control API, generated from `proto/agent/v1/` by `scripts/codegen`."""

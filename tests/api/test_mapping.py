@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+
+from agent import status
+from agent.api import mapping
+from agent.api.structs import struct_to_dict
+from agent.planning.plan import Limits, Plan, Variant
+from agent.supervision.service import ArtifactStatus, Change, Planned
+from agent.v1 import agent_pb2 as pb
+from tests.api.fake_node import FakeNode, make_deployment
+
+NOW = 1_700_000_000.5
+DIAGNOSIS = status.Diagnosis(status.DiagnosisCode.DOES_NOT_FIT, "too large", "needs 9 GiB", "a smaller one")
+INSTANCE = status.InstanceStatus(
+    id="i-1",
+    deployment="chat",
+    generation=3,
+    attempt=4,
+    runtime="process",
+    live=True,
+    pid=12,
+    port=8100,
+    created_at=NOW,
+    started_at=NOW + 1,
+    ready_at=NOW + 2,
+    ended_at=NOW + 3,
+    exit=status.ExitStatus(1, 9, oom_killed=True, at=NOW + 4),
+    diagnosis=DIAGNOSIS,
+    probes=(status.ProbeVerdict(status.ProbeKind.LIVENESS, status.Verdict.FAIL, NOW, "refused", 2),),
+    log_path="/logs/1",
+    memory_bytes=5_000_000_000,
+    enforcement=("memory by cgroup",),
+)
+DEPLOYMENT = status.DeploymentStatus(
+    name="chat",
+    uid="u",
+    generation=3,
+    observed_generation=2,
+    etag="e",
+    desired=status.Desired.STOP,
+    phase=status.Phase.BACKOFF,
+    reason="Backoff",
+    message="waits",
+    since=NOW,
+    created_at=NOW + 1,
+    updated_at=NOW + 2,
+    spec_json='{"model": "m"}',
+    plan_json='{"engine": "x"}',
+    endpoint="http://127.0.0.1:8100",
+    restarts=7,
+    next_attempt_at=NOW + 3,
+    progress=status.Progress("fetching", 3, 9),
+    granted=status.Granted(2048, 4, "m"),
+    diagnosis=DIAGNOSIS,
+    instance=INSTANCE,
+    previous=INSTANCE,
+)
+
+
+def _unset(message: Message, path: str = "") -> list[str]:
+    """The fields of our own messages, at any depth, that are not set."""
+    set_fields = {field.name: value for field, value in message.ListFields()}
+    missing = []
+    for field in message.DESCRIPTOR.fields:
+        if field.name not in set_fields:
+            missing.append(path + field.name)
+        elif field.type == FieldDescriptor.TYPE_MESSAGE and field.message_type.full_name.startswith("agent."):
+            values = set_fields[field.name] if field.is_repeated else [set_fields[field.name]]
+            for value in values:
+                missing += _unset(value, f"{path}{field.name}.")
+    return missing
+
+
+def test_every_field_of_a_full_deployment_is_sent():
+    assert _unset(mapping.deployment(DEPLOYMENT)) == []
+
+
+def test_what_is_not_known_stays_unset():
+    message = mapping.deployment(make_deployment("chat"))
+    for field in ("plan", "next_attempt_time", "progress", "granted", "diagnosis", "instance", "previous"):
+        assert not message.HasField(field), field
+    bare = mapping.instance(
+        status.InstanceStatus(id="i", deployment="d", generation=1, attempt=1, runtime="process", live=False)
+    )
+    for field in ("pid", "port", "start_time", "ready_time", "end_time", "exit", "memory_bytes"):
+        assert not bare.HasField(field), field
+    assert not mapping.deployment(replace(DEPLOYMENT, granted=status.Granted())).granted.HasField("max_model_len")
+
+
+def test_every_field_of_the_node_an_event_and_an_artifact_is_sent():
+    node = status.NodeStatus(
+        name="h",
+        uid="u",
+        version="1",
+        started_at=NOW,
+        scope="user",
+        inventory_json='{"a": 1}',
+        policy_json='{"b": 1}',
+        conditions=(status.Condition("DiskSpace", False, "Full", "no space", NOW),),
+        memory_total=1,
+        memory_available=2,
+        memory_reserved=3,
+        deployments=4,
+        ready=5,
+    )
+    assert _unset(mapping.node(node)) == []
+    assert mapping.node(node).conditions[0].status == pb.TERNARY_FALSE
+    event = status.Event("Ready", "it is", status.Severity.ERROR, "chat", "i-1", NOW, 9)
+    assert _unset(mapping.event(event)) == []
+    variant = Variant("file:/m", "/m", "gguf", "Q4", 1, "llama", "sha256:ab")
+    assert _unset(mapping.artifact(ArtifactStatus(variant, ("chat",)))) == []
+
+
+def test_every_value_of_our_enums_has_a_number_of_its_own_and_none_is_unspecified():
+    for ours, table in (
+        (status.Phase, mapping.PHASES),
+        (status.Desired, mapping.DESIRED),
+        (status.Severity, mapping.SEVERITIES),
+    ):
+        assert set(table) == set(ours)
+        assert len(set(table.values())) == len(table)
+        assert 0 not in table.values()
+
+
+def test_times_are_exact_to_the_microsecond():
+    for seconds in (0.0, 1_700_000_000.999999, 1_700_000_000.000001, 1e9):
+        stamp = mapping.timestamp(seconds)
+        assert stamp is not None
+        assert stamp.seconds + stamp.nanos / 1e9 == seconds
+    assert mapping.timestamp(1_700_000_000.9999999).ToJsonString() == "2023-11-14T22:13:21Z"
+
+
+def test_a_plan_is_sent_whole():
+    limits = Limits(max_num_seqs=4, max_model_len=2048, kv_cache_dtype="f16", max_num_batched_tokens=512, threads=2)
+    variant = Variant("file:/m", "/m", "gguf", "Q4", 1, "llama")
+    plan = Plan("chat", 1, "chat", "chat", "x", "1", ("/bin/x",), "process", variant, (), limits, ())
+    message = mapping.planned(Planned(plan, None, ("/bin/x", "-c")))
+    assert struct_to_dict(message.plan)["limits"] == dataclasses.asdict(limits)
+    assert list(message.argv) == ["/bin/x", "-c"]
+    assert not message.HasField("refusal")
+
+
+def test_each_kind_of_change_is_sent_as_itself_with_its_token():
+    event = status.Event("Ready", "it is", seq=4)
+    for change, kind in ((Change(deployment=DEPLOYMENT), "deployment"), (Change(event=event), "event")):
+        assert mapping.change(change).WhichOneof("change") == kind
+    lost = mapping.change(Change(synced=True, events_lost=True, resume_token="7"))
+    assert (lost.synced.events_lost, lost.resume_token) == (True, "7")
+    assert mapping.change(Change(synced=True)).WhichOneof("change") == "synced"
+
+
+def test_a_snapshot_holds_the_node_and_all_deployments():
+    node = FakeNode()
+    node.put(DEPLOYMENT)
+    message = mapping.snapshot(node.snapshot())
+    assert (message.revision, message.node.host, [d.name for d in message.deployments]) == (
+        node.revision,
+        "testhost",
+        ["deployments/chat"],
+    )

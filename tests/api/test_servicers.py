@@ -1,0 +1,223 @@
+"""Every method over a real socket, and what each of them refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Struct
+
+from agent.v1 import agent_pb2 as pb
+from tests.api.conftest import Api
+from tests.api.fake_node import make_deployment
+
+
+def _struct(data: dict[str, Any]) -> Struct:
+    return ParseDict(data, Struct())
+
+
+async def _refused(call: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code(), caught.value.details()
+
+
+async def test_get_status_shows_node_and_deployments(api: Api):
+    api.node.put(make_deployment("chat"))
+    answer = await api.call("NodeService/GetStatus", pb.GetStatusRequest())
+    assert (answer.node.host, [d.name for d in answer.deployments]) == ("testhost", ["deployments/chat"])
+
+
+async def test_status_is_serialised_once_for_each_revision(api: Api):
+    first = await api.call("NodeService/GetStatus", pb.GetStatusRequest())
+    again = await api.call("NodeService/GetStatus", pb.GetStatusRequest(), readonly=True)
+    assert (again, api.node.snapshots) == (first, 1)
+    api.node.put(make_deployment("chat"))
+    changed = await api.call("NodeService/GetStatus", pb.GetStatusRequest())
+    assert (changed.revision, len(changed.deployments), api.node.snapshots) == (first.revision + 1, 1, 2)
+
+
+async def test_get_node_and_get_config(api: Api):
+    assert (await api.call("NodeService/GetNode", pb.GetNodeRequest())).name == "node"
+    config = await api.call("NodeService/GetConfig", pb.GetConfigRequest())
+    assert config.config["node_name"] == "testhost"
+    assert [(o.field, o.value, o.origin) for o in config.origins] == [("node_name", '"testhost"', "default")]
+
+
+async def test_apply_creates_replaces_and_leaves_unchanged(api: Api):
+    outcomes = []
+    for port in (8100, 8101, 8101):
+        request = pb.ApplyDeploymentRequest(spec=_struct({"name": "chat", "port": port}))
+        outcomes.append((await api.call("DeploymentService/ApplyDeployment", request)).outcome)
+    kinds = pb.ApplyDeploymentResponse
+    assert outcomes == [kinds.OUTCOME_CREATED, kinds.OUTCOME_REPLACED, kinds.OUTCOME_UNCHANGED]
+    assert api.node.applied_specs[0] == {"name": "chat", "port": 8100}
+    assert type(api.node.applied_specs[0]["port"]) is int
+
+
+async def test_apply_only_to_validate_changes_nothing(api: Api):
+    request = pb.ApplyDeploymentRequest(spec=_struct({"name": "chat"}), validate_only=True)
+    await api.call("DeploymentService/ApplyDeployment", request)
+    assert not api.node.snapshot().deployments
+
+
+async def test_apply_with_another_etag_is_aborted(api: Api):
+    request = pb.ApplyDeploymentRequest(spec=_struct({"name": "chat"}), etag="e7")
+    code, _ = await _refused(api.call("DeploymentService/ApplyDeployment", request))
+    assert code is grpc.StatusCode.ABORTED
+
+
+async def test_plan_tells_a_refusal(api: Api):
+    request = pb.PlanDeploymentRequest(spec=_struct({"name": "chat"}))
+    answer = await api.call("DeploymentService/PlanDeployment", request)
+    assert (answer.refusal.code, answer.refusal.fatal, list(answer.argv)) == ("does_not_fit", True, ["engine", "-x"])
+    assert not answer.HasField("plan")
+
+
+async def test_get_and_list_deployments(api: Api):
+    for name in ("c", "a", "b"):
+        api.node.put(make_deployment(name))
+    assert (
+        await api.call("DeploymentService/GetDeployment", pb.GetDeploymentRequest(name="deployments/b"))
+    ).uid == "uid-b"
+    page = await api.call("DeploymentService/ListDeployments", pb.ListDeploymentsRequest(page_size=2))
+    assert [d.name for d in page.deployments] == ["deployments/a", "deployments/b"]
+    rest = pb.ListDeploymentsRequest(page_size=2, page_token=page.next_page_token)
+    page = await api.call("DeploymentService/ListDeployments", rest)
+    assert ([d.name for d in page.deployments], page.next_page_token) == (["deployments/c"], "")
+
+
+@pytest.mark.parametrize(
+    ("method", "request_type", "phase", "desired"),
+    [
+        ("RestartDeployment", pb.RestartDeploymentRequest, pb.PHASE_STARTING, pb.DESIRED_RUN),
+        ("StopDeployment", pb.StopDeploymentRequest, pb.PHASE_STOPPED, pb.DESIRED_STOP),
+        ("StartDeployment", pb.StartDeploymentRequest, pb.PHASE_READY, pb.DESIRED_RUN),
+        ("DeleteDeployment", pb.DeleteDeploymentRequest, pb.PHASE_DELETED, pb.DESIRED_DELETE),
+    ],
+)
+async def test_the_life_of_a_deployment_is_changed_by_name(api: Api, method, request_type, phase, desired):
+    api.node.put(make_deployment("chat"))
+    answer = await api.call(f"DeploymentService/{method}", request_type(name="deployments/chat", request_id="r-1"))
+    assert (answer.name, answer.phase, answer.desired) == ("deployments/chat", phase, desired)
+    missing = request_type(name="none")
+    code, _ = await _refused(api.call(f"DeploymentService/{method}", missing))
+    assert code is grpc.StatusCode.NOT_FOUND
+    too_long = request_type(name="chat", request_id="x" * 65)
+    code, details = await _refused(api.call(f"DeploymentService/{method}", too_long))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert details.startswith("request_id")
+
+
+async def test_delete_of_a_missing_one_is_allowed_on_request(api: Api):
+    request = pb.DeleteDeploymentRequest(name="none", allow_missing=True)
+    assert (await api.call("DeploymentService/DeleteDeployment", request)).phase == pb.PHASE_DELETED
+
+
+async def test_instances_are_listed_newest_first_and_found_by_name(api: Api):
+    api.node.put(make_deployment("chat"), instances=3)
+    request = pb.ListInstancesRequest(parent="deployments/chat", page_size=2)
+    page = await api.call("InstanceService/ListInstances", request)
+    assert [i.attempt for i in page.instances] == [3, 2]
+    request.page_token = page.next_page_token
+    assert [i.attempt for i in (await api.call("InstanceService/ListInstances", request)).instances] == [1]
+    name = page.instances[1].name
+    assert (await api.call("InstanceService/GetInstance", pb.GetInstanceRequest(name=name))).attempt == 2
+    missing = pb.GetInstanceRequest(name="deployments/chat/instances/i-9")
+    assert (await _refused(api.call("InstanceService/GetInstance", missing)))[0] is grpc.StatusCode.NOT_FOUND
+
+
+async def test_events_are_paged_from_the_newest_back(api: Api):
+    for number in range(5):
+        api.node.happen(f"Event{number}", deployment="chat" if number % 2 else "")
+    request, pages = pb.ListEventsRequest(page_size=2), []
+    while True:
+        answer = await api.call("EventService/ListEvents", request)
+        pages.append([event.seq for event in answer.events])
+        request.page_token = answer.next_page_token
+        if not request.page_token:
+            break
+    assert pages == [[4, 5], [2, 3], [1]]
+    of_one = await api.call("EventService/ListEvents", pb.ListEventsRequest(deployment="deployments/chat"))
+    assert [(event.name, event.deployment) for event in of_one.events] == [
+        ("events/2", "deployments/chat"),
+        ("events/4", "deployments/chat"),
+    ]
+
+
+async def test_artifacts_are_named_by_digest_or_by_path(api: Api):
+    answer = await api.call("ArtifactService/ListArtifacts", pb.ListArtifactsRequest())
+    found = [artifact.name for artifact in answer.artifacts]
+    assert "artifacts/sha256-ab" in found
+    assert len(set(found)) == 2
+
+
+async def test_watch_sends_the_present_then_replayed_events_then_synced_then_changes(api: Api):
+    api.node.put(make_deployment("chat"))
+    api.node.happen("First")
+    api.node.happen("Second")
+    watch = api.stream("DeploymentService/Watch", pb.WatchRequest(resume_token="1"))
+    kinds = []
+    while "synced" not in kinds:
+        kinds.append((await watch.read()).WhichOneof("change"))
+    assert kinds == ["deployment", "event", "synced"]
+    api.node.happen("Third")
+    message = await watch.read()
+    assert (message.event.reason, message.resume_token) == ("Third", "3")
+    watch.cancel()
+
+
+async def test_a_watch_whose_token_is_too_old_says_that_events_were_lost(api: Api):
+    watch = api.stream("DeploymentService/Watch", pb.WatchRequest(resume_token="ancient", events_only=True))
+    assert (await watch.read()).synced.events_lost
+    watch.cancel()
+
+
+async def test_logs_stream_the_tail_and_end_without_follow(api: Api):
+    api.node.put(make_deployment("chat"))
+    request = pb.StreamLogsRequest(deployment="deployments/chat", instance="i-1", tail_lines=2)
+    chunks = [chunk async for chunk in api.stream("InstanceService/StreamLogs", request)]
+    assert [(chunk.instance, chunk.data) for chunk in chunks] == [("i-1", b"two\n"), ("i-1", b"three\n")]
+
+
+BAD = [
+    ("DeploymentService/ApplyDeployment", pb.ApplyDeploymentRequest(), "spec"),
+    ("DeploymentService/PlanDeployment", pb.PlanDeploymentRequest(), "spec"),
+    ("DeploymentService/GetDeployment", pb.GetDeploymentRequest(name="No Name"), "name"),
+    ("DeploymentService/ListDeployments", pb.ListDeploymentsRequest(page_size=-1), "page_size"),
+    ("DeploymentService/ListDeployments", pb.ListDeploymentsRequest(page_token="?"), "page_token"),
+    ("InstanceService/ListInstances", pb.ListInstancesRequest(), "parent"),
+    ("InstanceService/GetInstance", pb.GetInstanceRequest(name="i-1"), "name"),
+    ("EventService/ListEvents", pb.ListEventsRequest(deployment="a/b"), "deployment"),
+    ("EventService/ListEvents", pb.ListEventsRequest(page_token="?"), "page_token"),
+    ("ArtifactService/ListArtifacts", pb.ListArtifactsRequest(page_token="?"), "page_token"),
+]
+
+
+@pytest.mark.parametrize(("method", "request_", "field"), BAD, ids=lambda value: str(value)[:40].strip())
+async def test_bad_requests_are_refused_with_their_field(api: Api, method, request_, field):
+    code, details = await _refused(api.call(method, request_))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert field in details
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("DeploymentService/Watch", pb.WatchRequest(deployment="a/b")),
+        ("DeploymentService/Watch", pb.WatchRequest(resume_token="x" * 513)),
+        ("InstanceService/StreamLogs", pb.StreamLogsRequest()),
+        ("InstanceService/StreamLogs", pb.StreamLogsRequest(deployment="chat", tail_lines=-2)),
+    ],
+    ids=lambda value: str(value)[:40].strip(),
+)
+async def test_bad_requests_for_streams_are_refused(api: Api, method, request_):
+    code, _ = await _refused(api.stream(method, request_).read())
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_stream_of_what_does_not_exist_is_not_found(api: Api):
+    request = pb.StreamLogsRequest(deployment="none", follow=True)
+    assert (await _refused(api.stream("InstanceService/StreamLogs", request).read()))[0] is grpc.StatusCode.NOT_FOUND

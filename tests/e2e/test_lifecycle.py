@@ -1,0 +1,264 @@
+"""From a spec to a served model and back, on the real daemon and the real engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import urllib.error
+
+import psutil
+import pytest
+
+from agent.errors import Conflict, FailedPrecondition, InvalidArgument, NotFound
+from tests.harness import PHASE, Daemon, complete, wait_true
+
+
+def test_a_spec_becomes_a_served_model_and_is_deleted_without_a_trace(node: Daemon) -> None:
+    node.start().apply()
+    ready = node.wait()
+    assert complete(ready.endpoint)["content"]
+    assert ready.granted.max_model_len == 256
+    assert ready.granted.max_num_seqs == 1
+    assert ready.instance.pid in {process.pid for process in node.servers()}
+    assert {verdict.kind: verdict.verdict for verdict in ready.instance.probes}["startup"] == "pass"
+    with node.client() as client:
+        client.delete_deployment("m")
+    wait_true(lambda: not node.engines(), what="no process left")
+    with node.client() as client, pytest.raises(NotFound):
+        wait_true(lambda: client.get_deployment("m") is None)
+    assert not list((node.root / "state" / "instances").iterdir())
+    with pytest.raises(OSError):
+        complete(ready.endpoint)
+
+
+def test_apply_is_idempotent_by_name_and_by_request_id(node: Daemon) -> None:
+    node.start()
+    with node.client() as client:
+        first = client.apply_deployment(node.spec(), request_id="one")
+        again = client.apply_deployment(node.spec(), request_id="one")
+        assert (first.outcome, again.outcome) == (first.OUTCOME_CREATED, first.OUTCOME_CREATED)
+        assert client.apply_deployment(node.spec(), request_id="two").outcome == first.OUTCOME_UNCHANGED
+        with pytest.raises(Conflict, match="used for another request"):
+            client.apply_deployment(node.spec(drain_seconds=1), request_id="one")
+        assert client.get_deployment("m").generation == 1
+
+
+def test_a_change_with_an_old_etag_is_refused_and_changes_nothing(node: Daemon) -> None:
+    node.start()
+    old = node.apply()
+    new = node.apply(drain_seconds=1)
+    assert new.generation == 2
+    with node.client() as client:
+        for change in (client.stop_deployment, client.restart_deployment, client.delete_deployment):
+            with pytest.raises(Conflict):
+                change("m", etag=old.etag)
+        assert client.get_deployment("m").etag == new.etag
+        client.stop_deployment("m", etag=new.etag)
+
+
+def test_bad_specs_name_the_field_and_change_nothing(node: Daemon) -> None:
+    node.start()
+    bad = {
+        "limits.max_num_seqs": node.spec(limits={"max_num_seqs": 0}),
+        "engine": node.spec(engine="lama.cpp"),
+        "extra_args[0]": node.spec(extra_args=["--port=1"]),
+        "port": node.spec(port=80),
+        "model": node.spec(model="hf:org/model"),
+        "nonsense": node.spec(nonsense=1),
+    }
+    with node.client() as client:
+        for field, spec in bad.items():
+            with pytest.raises(InvalidArgument) as error:
+                client.apply_deployment(spec)
+            assert field in {violation.field for violation in error.value.violations}
+        assert client.list_deployments() == []
+
+
+def test_a_new_generation_replaces_the_engine_and_keeps_the_port(node: Daemon) -> None:
+    node.start().apply()
+    old = node.wait()
+    node.apply(limits={"max_num_seqs": 2, "max_model_len": 512})
+    new = node.wait_until(lambda d: d.observed_generation == 2 and PHASE[d.phase] == "ready")
+    assert (new.granted.max_num_seqs, new.granted.max_model_len) == (2, 512)
+    assert new.endpoint == old.endpoint
+    assert new.restarts == 0
+    assert len(node.servers()) == 1
+
+
+def test_stop_start_restart(node: Daemon) -> None:
+    node.start().apply()
+    first = node.wait()
+    with node.client() as client:
+        client.stop_deployment("m")
+        node.wait(phase="stopped")
+        assert node.engines() == []
+        client.start_deployment("m")
+        second = node.wait()
+        client.restart_deployment("m")
+        third = node.wait_until(lambda d: PHASE[d.phase] == "ready" and d.instance.attempt == 3)
+    assert [first.instance.attempt, second.instance.attempt, third.instance.attempt] == [1, 2, 3]
+    assert third.restarts == 0
+
+
+def test_requests_in_flight_are_drained_before_the_stop(node: Daemon) -> None:
+    import threading
+
+    node.start().apply(limits={"max_num_seqs": 1, "max_model_len": 2048})
+    endpoint = node.wait().endpoint
+    answers: list[int] = []
+
+    def ask() -> None:
+        import json
+        import urllib.request
+
+        body = {"prompt": "hello", "n_predict": 600, "ignore_eos": True, "grammar": "root ::= [a-z ]+"}
+        with urllib.request.urlopen(urllib.request.Request(
+            endpoint + "/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}), timeout=30
+        ) as reply:  # fmt: skip
+            answers.append(json.load(reply)["tokens_predicted"])
+
+    client_thread = threading.Thread(target=ask)
+    client_thread.start()
+
+    def busy() -> bool:
+        import urllib.request
+
+        with urllib.request.urlopen(endpoint + "/metrics", timeout=5) as reply:
+            return "llamacpp:requests_processing 1" in reply.read().decode()
+
+    wait_true(busy)
+    with node.client() as client:
+        client.stop_deployment("m")
+    node.wait(phase="stopped")
+    client_thread.join(10)
+    assert answers
+    assert "DrainDeadline" not in node.reasons()
+
+
+def test_the_agents_stop_and_death_leave_engines_alone(node: Daemon) -> None:
+    node.start().apply()
+    before = node.wait()
+    for end in (node.stop, node.kill):
+        end()
+        assert complete(before.endpoint)["content"]
+        node.start()
+        after = node.wait()
+        assert (after.instance.pid, after.restarts) == (before.instance.pid, 0)
+    assert node.reasons().count("Adopted") == 2
+    assert node.reasons().count("Ready") == 1
+
+
+def test_readiness_does_not_flap_over_the_agents_restart(node: Daemon) -> None:
+    node.start().apply()
+    node.wait()
+    node.kill()
+    node.start()
+    with node.client() as client:
+        assert PHASE[client.get_deployment("m").phase] == "ready"
+    assert "NotReady" not in node.reasons()
+
+
+def test_an_engine_that_died_while_the_agent_was_away_is_accounted_for_with_its_status(node: Daemon) -> None:
+    node.start().apply()
+    first = node.wait()
+    node.kill()
+    os.kill(first.instance.pid, signal.SIGKILL)
+    wait_true(lambda: not psutil.pid_exists(first.instance.pid))
+    node.start()
+    second = node.wait_until(lambda d: PHASE[d.phase] == "ready" and d.instance.attempt == 2)
+    assert second.restarts == 1
+    assert (second.previous.exit.signal, second.previous.diagnosis.code) == (9, "killed")
+
+
+def test_a_second_daemon_on_the_same_state_is_refused(node: Daemon) -> None:
+    node.start()
+    first = node.process
+    try:
+        with pytest.raises(AssertionError, match="another|already|uses"):
+            node.start(wait=False).wait_up()
+            assert node.process is not None
+            node.process.wait(10)
+            node.wait_up()
+        assert node.process is not None
+        assert node.process.wait(10) == 1
+    finally:
+        node.process = first
+    with node.client() as client:
+        client.check_health()
+
+
+def test_a_deployment_that_is_being_deleted_takes_no_new_spec(node: Daemon) -> None:
+    node.start().apply(environment={"MODE": "ignore-term"}, stop_seconds=3)
+    node.wait()
+    with node.client() as client:
+        client.delete_deployment("m")
+        with pytest.raises(FailedPrecondition, match="being deleted"):
+            client.apply_deployment(node.spec())
+        client.delete_deployment("m")
+    wait_true(lambda: not node.engines())
+
+
+def test_logs_are_streamed_over_restarts_and_kept_per_attempt(node: Daemon) -> None:
+    node.start().apply()
+    first = node.wait()
+    with node.client() as client:
+        text = b"".join(chunk.data for chunk in client.stream_logs("m"))
+        assert b"loaded" in text or b"listening" in text
+        stream = client.stream_logs("m", follow=True)
+        assert next(stream).instance == first.instance.name.rpartition("/")[2]
+        client.restart_deployment("m")
+        seen = {first.instance.name.rpartition("/")[2]}
+        for chunk in stream:
+            seen.add(chunk.instance)
+            if len(seen) == 2:
+                break
+        node.wait_until(lambda d: PHASE[d.phase] == "ready" and d.instance.attempt == 2)
+        previous = b"".join(chunk.data for chunk in client.stream_logs("m", previous=True))
+        assert previous.startswith(text[:200])
+        assert len(client.list_instances("m")) == 2
+
+
+def test_a_watch_resumes_where_it_was_cut(node: Daemon) -> None:
+    node.start().apply()
+    node.wait()
+    token, seen = "", []
+    with node.client() as client:
+        for change in client.watch("m"):
+            token = change.resume_token
+            if change.HasField("synced"):
+                break
+        client.stop_deployment("m")
+        node.wait(phase="stopped")
+    node.kill()
+    node.start()
+    with node.client() as client:
+        for change in client.watch("m", resume_token=token):
+            if change.HasField("event"):
+                seen.append(change.event.reason)
+            if change.HasField("synced"):
+                assert not change.synced.events_lost
+                break
+    assert seen[:2] == ["StopRequested", "Draining"]
+    assert "Stopped" in seen
+
+
+def test_secrets_reach_the_engine_and_nothing_else(node: Daemon) -> None:
+    canary = "canary-3f9a1c77"
+    secret = node.root / "key"
+    secret.write_text(canary + "\n")
+    node.start().apply(secrets={"LLAMA_API_KEY": {"file": str(secret)}})
+    ready = node.wait()
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        complete(ready.endpoint)
+    server = node.servers()[0]
+    assert server.environ()["LLAMA_API_KEY"] == canary
+    assert not any(canary in argument for process in node.engines() for argument in process.cmdline())
+    with node.client() as client:
+        shown = [str(client.get_status()), str(client.list_events("m")), str(client.list_instances("m"))]
+        shown += [chunk.data.decode() for chunk in client.stream_logs("m")]
+    assert canary not in "".join(shown)
+    node.stop()
+    secret.unlink()
+    for path in node.root.rglob("*"):
+        if path.is_file():
+            assert canary.encode() not in path.read_bytes(), path

@@ -1,0 +1,76 @@
+"""Finding executables and asking for their version."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from agent.engines import executables
+from agent.engines.llama_cpp import LlamaCpp
+
+VERSION = re.compile(r"version:\s*(.+)")
+
+
+def script(path: Path, body: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_configured_binary_wins_and_its_version_is_asked(tmp_path: Path) -> None:
+    binary = script(tmp_path / "server", "echo 'version: 123 (abc)' >&2")
+
+    located = LlamaCpp().locate([str(binary), "--fast"])
+
+    assert located is not None
+    assert located.argv == (str(binary), "--fast")
+    assert (located.version, located.origin) == ("123 (abc)", "config")
+
+
+def test_a_configured_binary_that_is_not_there_is_not_replaced_by_another(tmp_path: Path) -> None:
+    assert LlamaCpp().locate([str(tmp_path / "none")]) is None
+
+
+def test_the_path_comes_before_the_embedded_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binary = script(tmp_path / "llama-server", "echo version: 7")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+    located = LlamaCpp().locate(None)
+
+    assert located is not None
+    assert (located.argv, located.origin) == ((str(binary),), "path")
+
+
+def test_without_a_binary_the_embedded_launcher_runs_by_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+
+    located = LlamaCpp().locate(None)
+
+    assert located is not None
+    assert located.origin == "embedded"
+    assert located.argv[-1].endswith("embedded/llama_server.py")
+
+
+def test_the_version_is_asked_once_until_the_file_changes(tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    binary = script(tmp_path / "server", f"echo x >> {calls}; echo version: 1")
+    for _ in range(3):
+        assert executables.version((str(binary),), VERSION) == "1"
+    assert calls.read_text() == "x\n"
+
+    script(binary, f"echo x >> {calls}; echo version: 2 # other")
+
+    assert executables.version((str(binary),), VERSION) == "2"
+
+
+def test_a_binary_that_hangs_or_fails_has_an_unknown_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executables, "VERSION_DEADLINE", 0.2)
+    hanging = script(tmp_path / "hanging", "exec sleep 60")
+    failing = script(tmp_path / "failing", "exit 3")
+
+    assert executables.version((str(hanging),), VERSION) == "unknown"
+    assert executables.version((str(failing),), VERSION) == "unknown"
+    assert executables.version((str(tmp_path / "none"),), VERSION) == "unknown"

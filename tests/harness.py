@@ -1,0 +1,274 @@
+"""The real daemon for tests: started as a process, asked over its real sockets, killed without mercy.
+
+Everything of it lies in one temporary directory. `Daemon.cleanup` ends every process that carries the node's
+identity, whatever a test left behind, and reports what it had to end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from agent.api.client import Client
+from agent.errors import AgentError, Unavailable
+from agent.v1 import agent_pb2 as pb
+
+#: An engine binary that misbehaves on request: MODE in the deployment's environment says how.
+WRAPPER = """#!/bin/sh
+case "$MODE" in
+exit1) echo 'error: something broke' >&2; exit 1 ;;
+exit0) exit 0 ;;
+never) exec sleep 1000 ;;
+ignore-term) trap '' TERM ;;
+badflag) set -- "$@" --no-such-flag ;;
+oom) exec {python} -c "x = []
+while True: x.append(bytearray(1 << 20))" ;;
+crash-after) ({python} -c "import time; time.sleep($DELAY)"; kill -9 $$) & ;;
+esac
+case "$1" in --version) ;; *) [ -z "$GATE" ] || while [ ! -e "$GATE" ]; do sleep 0.05; done ;; esac
+exec {python} -m agent.embedded.llama_server "$@"
+"""
+
+#: Short periods, so that a test sees in a second what an operator sees in a minute.
+FAST_PROBES: dict[str, Any] = {
+    "startup": {"period_seconds": 0.1},
+    "readiness": {"period_seconds": 0.5, "timeout_seconds": 0.4},
+    "liveness": {"period_seconds": 0.5, "timeout_seconds": 0.4, "failure_threshold": 4},
+    "inference": {"enabled": False},
+}
+
+PHASE = {number: name.removeprefix("PHASE_").lower() for name, number in pb.Phase.items()}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Daemon:
+    """One node in `root`. `start` may be called again after any kind of end: that is what is tested."""
+
+    def __init__(self, root: Path, model: Path, **settings: Any) -> None:
+        self.root = root
+        self.model = model
+        self.process: subprocess.Popen[bytes] | None = None
+        self.control = root / "run" / "control.sock"
+        self.readonly = root / "run" / "readonly.sock"
+        wrapper = root / "engine"
+        wrapper.write_text(WRAPPER.format(python=sys.executable))
+        wrapper.chmod(0o755)
+        first = 20_000 + (os.getpid() * 131 + int(time.time() * 10)) % 20_000
+        config: dict[str, Any] = {
+            "directories": {name: str(root / folder) for name, folder in
+                            (("state", "state"), ("runtime", "run"), ("cache", "cache"), ("logs", "logs"))},
+            "engines": {"llama.cpp": {"binary": [str(wrapper)]}},
+            "policy": {"ports": {"first": first, "last": first + 150}, "host_memory_reserve_bytes": 0},
+        }  # fmt: skip
+        _merge(config, settings)
+        self.config = root / "agentd.yaml"
+        self.config.write_text(yaml.safe_dump(config))
+        self.log = root / "agentd.log"
+
+    # The process
+
+    def start(self, *arguments: str, environ: Mapping[str, str] | None = None, wait: bool = True) -> Daemon:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("AGENTD_")} | dict(environ or {})
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "agent.daemon", "--user", "--config", str(self.config), *arguments],
+                stdout=log, stderr=log, env=environment,
+            )  # fmt: skip
+        if wait:
+            self.wait_up()
+        return self
+
+    def wait_up(self, timeout: float = 15.0) -> None:
+        deadline = time.monotonic() + timeout
+        while True:
+            assert self.process is not None
+            if self.process.poll() is not None:
+                raise AssertionError(f"agentd ended with {self.process.returncode}:\n{self.log_tail()}")
+            with contextlib.suppress(AgentError), self.client() as client:
+                client.check_health()
+                return
+            assert time.monotonic() < deadline, f"agentd is not up:\n{self.log_tail()}"
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, timeout: float = 10.0) -> int:
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(timeout)
+
+    def log_tail(self) -> str:
+        return self.log.read_text()[-4000:] if self.log.exists() else ""
+
+    def cleanup(self) -> list[psutil.Process]:
+        """End everything. Returns what was still alive of the engines."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.kill()
+        left = self.engines()
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(left, timeout=5)
+        return left
+
+    # What it serves
+
+    def client(self, timeout: float = 10.0) -> Client:
+        return Client(self.control, timeout=timeout)
+
+    def spec(self, name: str = "m", **fields: Any) -> dict[str, Any]:
+        spec: dict[str, Any] = {
+            "name": name, "model": f"file:{self.model}", "task": "chat", "engine": "llama.cpp",
+            "limits": {"max_num_seqs": 1, "max_model_len": 256, "threads": 1}, "probes": FAST_PROBES,
+            "drain_seconds": 5, "stop_seconds": 5,
+        }  # fmt: skip
+        return _merge(spec, fields)
+
+    def apply(self, name: str = "m", **fields: Any) -> pb.Deployment:
+        with self.client() as client:
+            return client.apply_deployment(self.spec(name, **fields)).deployment
+
+    def get(self, name: str = "m") -> pb.Deployment:
+        with self.client() as client:
+            return client.get_deployment(name)
+
+    def wait(self, name: str = "m", phase: str = "ready", timeout: float = 20.0) -> pb.Deployment:
+        return self.wait_until(lambda d: PHASE[d.phase] == phase, name, timeout, what=phase)
+
+    def wait_until(
+        self, check: Callable[[pb.Deployment], bool], name: str = "m", timeout: float = 20.0, what: str = "so"
+    ) -> pb.Deployment:
+        """Watch until `check` holds; over restarts of the daemon, too."""
+        deadline, last = time.monotonic() + timeout, None
+        while time.monotonic() < deadline:
+            with contextlib.suppress(Unavailable), self.client() as client:
+                for change in client.watch(name, timeout=max(0.1, deadline - time.monotonic())):
+                    if change.HasField("deployment"):
+                        last = change.deployment
+                        if check(last):
+                            return last
+        raise AssertionError(f"{name} is not {what}: {last}\n{self.log_tail()}")
+
+    def events(self, name: str = "") -> list[pb.Event]:
+        with self.client() as client:
+            return client.list_events(name, limit=1000)
+
+    def reasons(self, name: str = "m") -> list[str]:
+        return [event.reason for event in self.events(name)]
+
+    # What really runs
+
+    def engines(self) -> list[psutil.Process]:
+        """Every live process that carries this node's identity, shims included."""
+        uid_file = self.root / "state" / "node.uid"
+        if not uid_file.exists():
+            return []
+        mark = f"LLM_NODE_AGENT_NODE={uid_file.read_text().strip()}".encode()
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError, psutil.Error):
+                if mark in path.read_bytes().split(b"\0"):
+                    process = psutil.Process(int(path.parent.name))
+                    if process.status() != psutil.STATUS_ZOMBIE:
+                        found.append(process)
+        return found
+
+    def servers(self, name: str = "m") -> list[psutil.Process]:
+        """The engine processes of one deployment, without their shims."""
+        found = []
+        for process in self.engines():
+            with contextlib.suppress(psutil.Error):
+                is_engine = "agent.embedded.llama_server" in process.cmdline()
+                if is_engine and process.environ().get("LLM_NODE_AGENT_DEPLOYMENT") == name:
+                    found.append(process)
+        return found
+
+
+def complete(endpoint: str, timeout: float = 10.0) -> dict[str, Any]:
+    """A real completion of one token; raises `OSError` when it fails. The grammar makes random weights speak text."""
+    import urllib.request
+
+    body = {"prompt": "hello", "n_predict": 4, "grammar": "root ::= [a-z ]+", "cache_prompt": False}
+    request = urllib.request.Request(
+        endpoint + "/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=timeout) as reply:
+        return dict(json.load(reply))
+
+
+class Traffic(threading.Thread):
+    """A client that never stops asking; `failures` are the answers it did not get."""
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(daemon=True)
+        self.endpoint = endpoint
+        self.answers = 0
+        self.failures: list[str] = []
+        self._halt = threading.Event()
+
+    def run(self) -> None:
+        while not self._halt.is_set():
+            try:
+                complete(self.endpoint)
+                self.answers += 1
+            except OSError as error:
+                self.failures.append(repr(error))
+
+    def __enter__(self) -> Traffic:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._halt.set()
+        self.join(20)
+
+
+def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """A deep copy of `into` with `other` laid over it, also in place."""
+    for key, value in other.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), Mapping):
+            into[key] = _merge(dict(into[key]), value)
+        else:
+            into[key] = value
+    return into
+
+
+def wait_true(check: Callable[[], Any], timeout: float = 10.0, what: str = "") -> Any:
+    """Poll what has no event of its own."""
+    deadline = time.monotonic() + timeout
+    while not (value := check()):
+        assert time.monotonic() < deadline, f"never came true: {what or check}"
+        time.sleep(0.005)
+    return value
+
+
+def daemon(root: Path, model: Path, **settings: Any) -> Iterator[Daemon]:
+    """For fixtures: a node that is certain to be gone afterwards."""
+    node = Daemon(root, model, **settings)
+    try:
+        yield node
+    finally:
+        node.cleanup()

@@ -1,0 +1,76 @@
+"""Admission: every rule that can be broken before a model is looked at, with the field's path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agent.engines import ENGINES
+from agent.planning.admission import admit
+from agent.settings import Policy
+from agent.spec import parse_spec
+
+
+def violations(policy: dict[str, Any] | None = None, **fields: Any) -> dict[str, str]:
+    spec = parse_spec({"name": "d", "model": "file:/m.gguf"} | fields)
+    return {found.field: found.rule for found in admit(spec, Policy.model_validate(policy or {}), ENGINES)}
+
+
+def test_a_plain_spec_is_admitted() -> None:
+    assert violations() == {}
+
+
+@pytest.mark.parametrize(
+    ("policy", "fields", "field", "words"),
+    [
+        ({}, {"engine": "lama.cpp"}, "engine", "did you mean 'llama.cpp'?"),
+        ({"engines": ["vllm"]}, {"engine": "llama.cpp"}, "engine", "allowed: vllm"),
+        ({"engines": []}, {}, "engine", "allows no engine"),
+        ({"model_sources": ["package"]}, {}, "model", "allowed: package"),
+        ({"limits": {"max_num_seqs": {"max": 2}}}, {"limits": {"max_num_seqs": 3}}, "limits.max_num_seqs", "at most 2"),
+        (
+            {"limits": {"max_model_len": {"max": 512}}},
+            {"limits": {"max_model_len": 1024}},
+            "limits.max_model_len",
+            "at most 512 (got 1024)",
+        ),
+        (
+            {"limits": {"gpu_memory_utilization": {"max": 0.5}}},
+            {"limits": {"gpu_memory_utilization": 0.9}},
+            "limits.gpu_memory_utilization",
+            "at most 0.5",
+        ),
+        ({}, {"limits": {"kv_cache_dtype": "fp8"}}, "limits.kv_cache_dtype", "it has f32"),
+        (
+            {"limits": {"kv_cache_dtypes": ["q8_0"]}},
+            {"limits": {"kv_cache_dtype": "f16"}},
+            "limits.kv_cache_dtype",
+            "allows q8_0",
+        ),
+        ({}, {"port": 9000}, "port", "8100 to 8199"),
+        ({}, {"extra_args": ["--top-k", "5"]}, "extra_args[0]", "does not allow --top-k"),
+        ({"extra_args": ["*"]}, {"extra_args": ["--port", "5"]}, "extra_args[0]", "`port` decides it"),
+        ({"extra_args": ["--port"]}, {"extra_args": ["--port", "5"]}, "extra_args[0]", "`port` decides it"),
+        ({}, {"environment": {"LLAMA_ARG_TOOLS": "all"}}, "environment.LLAMA_ARG_TOOLS", "extra_args"),
+        ({}, {"secrets": {"LLAMA_ARG_TOOLS": {"env": "X"}}}, "secrets.LLAMA_ARG_TOOLS", "extra_args"),
+    ],
+)
+def test_a_broken_rule_names_its_field_and_what_is_valid(
+    policy: dict[str, Any], fields: dict[str, Any], field: str, words: str
+) -> None:
+    found = violations(policy, **fields)
+
+    assert list(found) == [field]
+    assert words in found[field]
+
+
+def test_allowed_flags_pass_with_their_values() -> None:
+    assert violations({"extra_args": ["--temp"]}, extra_args=["--temp", "-1"]) == {}
+    assert violations({"extra_args": ["*"]}, extra_args=["--temp", "-1", "--no-warmup"]) == {}
+
+
+def test_all_broken_rules_are_named_at_once() -> None:
+    found = violations({"model_sources": []}, port=9000, extra_args=["--nope"])
+
+    assert set(found) == {"model", "port", "extra_args[0]"}
