@@ -130,9 +130,12 @@ def _status_line(node: Node) -> str:
 
 def _make_directories(config: NodeConfig) -> None:
     folders = config.directories
-    for path in (folders.state, folders.runtime, folders.cache, folders.logs):
+    # Who may use a socket is the socket's own mode; others must at least reach it.
+    runtime_mode = 0o755 if config.scope == "system" else 0o700
+    private = [(path, 0o700) for path in (folders.state, folders.cache, folders.logs)]
+    for path, mode in [*private, (folders.runtime, runtime_mode)]:
         try:
-            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.mkdir(parents=True, exist_ok=True, mode=mode)
         except OSError as error:
             # A read-only state directory can still be read; the store decides whether that is enough.
             log.warning("directory not made", path=str(path), error=error.strerror)

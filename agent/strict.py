@@ -37,7 +37,6 @@ class Strict(BaseModel):
         frozen=True,
         extra="forbid",
         allow_inf_nan=False,
-        hide_input_in_errors=True,
         defer_build=True,  # start-up time: sections are built as parts of the whole, not each on its own too
     )
 
@@ -57,10 +56,10 @@ def validate(model: type[M], data: object, root: str, origin: Callable[[str], st
         return model.model_validate(dict(data) if isinstance(data, Mapping) else data)
     except ValidationError as error:
         problems = _without_echoes(error.errors(include_url=False))
-        violations = (_violation(model, problem, root) for problem in problems[:MAX_VIOLATIONS])
-        violations = (FieldViolation(found.field, found.rule + origin(found.field)) for found in violations)
-        # Not chained: pydantic's own text would repeat the input.
-        raise invalid(*violations, more=len(problems) - 1) from None
+    # Outside of the handler: pydantic's error repeats what was written, and must not be carried along as context.
+    violations = [_violation(model, problem, root) for problem in problems[:MAX_VIOLATIONS]]
+    told = (FieldViolation(found.field, found.rule + origin(found.field)) for found in violations)
+    raise invalid(*told, more=len(problems) - 1)
 
 
 def invalid(*violations: FieldViolation, more: int = 0) -> InvalidArgument:

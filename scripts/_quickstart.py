@@ -35,6 +35,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 START_SECONDS = 30.0  # agentd is ready in under one; a cold disk may need some more for Python's files
 CALL_SECONDS = 120.0  # above every deadline of agentctl itself except that of `wait`
 READY_SECONDS = 300.0  # a 94 MB model loads in one; this is for a machine that swaps
+ANSWER_SECONDS = 60.0  # until the next piece of the answer; a busy machine reads the question that long
 STOP_SECONDS = 30.0
 LOG_LINES = 15
 
@@ -58,26 +59,30 @@ class Node:
     log: Path
     daemon: subprocess.Popen[bytes] | None
 
-    def ctl(
-        self, *arguments: str, quiet: bool = False, limit: float = CALL_SECONDS
-    ) -> subprocess.CompletedProcess[str]:
-        """Runs agentctl to its end; what it prints is shown, or with `quiet` captured."""
+    def ctl(self, *arguments: str, quiet: bool = False, limit: float = CALL_SECONDS) -> tuple[int, str]:
+        """Runs agentctl to its end and returns its exit status; what it prints is shown, or with `quiet` returned."""
         pipe = subprocess.PIPE if quiet else None
-        command = [str(BIN / "agentctl"), *arguments]
         environ = {**self.environ, "AGENTD_SOCKET": str(self.control)}
-        return subprocess.run(
-            command, cwd=ROOT, env=environ, stdout=pipe, stderr=pipe, text=True, timeout=limit, check=False
-        )
+        process = spawn("agentctl", *arguments, env=environ, cwd=ROOT, stdout=pipe, stderr=pipe)
+        try:
+            with interruptible():
+                told, _ = process.communicate(timeout=limit)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        return process.returncode, (told or b"").decode()
 
     def must(self, *arguments: str, limit: float = CALL_SECONDS) -> None:
         """Like `ctl`, but its failure is ours."""
-        status = self.ctl(*arguments, limit=limit).returncode
+        status, _ = self.ctl(*arguments, limit=limit)
         if status != 0:
             raise Failure(f"`agentctl {' '.join(arguments)}` ended with {status}")
 
 
 def main() -> int:
     once = "--once" in sys.argv[1:]
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # see `interruptible`
     for number in STOPS:
         signal.signal(number, _interrupt)
     try:
@@ -129,30 +134,32 @@ def started(environ: Mapping[str, str], log: Path, undo: contextlib.ExitStack) -
     say(f"starting agentd (its log: {log})")
     control = default_paths("user", environ).control_socket
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output, _signals_blocked():  # no end between the start and its undoing
-        daemon = subprocess.Popen(
-            [str(BIN / "agentd"), "--user"],
+    with log.open("ab") as output:
+        daemon = spawn(
+            "agentd",
+            "--user",
+            env=environ,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=environ,
             start_new_session=True,
-            preexec_fn=_unblock_signals,  # noqa: PLW1509  (one thread; the daemon must not inherit the mask)
         )
-        undo.callback(stop_daemon, daemon)
+    undo.callback(stop_daemon, daemon)
     deadline = time.monotonic() + START_SECONDS
     while not _listens(control):
         if daemon.poll() is not None:
             raise Failure(f"agentd ended with status {daemon.returncode}; the end of its log:\n{_tail(log)}")
         if time.monotonic() > deadline:
             raise Failure(f"agentd did not answer within {START_SECONDS:.0f} s; the end of its log:\n{_tail(log)}")
-        time.sleep(0.02)
+        with interruptible():
+            time.sleep(0.02)
     return Node(environ, control, log, daemon)
 
 
 def deploy(node: Node, undo: contextlib.ExitStack) -> str:
     """Applies the example, waits until it is ready, and returns its endpoint. What was there before stays there."""
-    if node.ctl("get", NAME, "-o", "json", quiet=True).returncode != 0:
+    known, _ = node.ctl("get", NAME, "-o", "json", quiet=True)
+    if known != 0:
         undo.callback(delete, node)
     say(f"agentctl apply -f {EXAMPLE}")
     node.must("apply", "-f", EXAMPLE)
@@ -163,10 +170,10 @@ def deploy(node: Node, undo: contextlib.ExitStack) -> str:
         node.ctl("describe", NAME)
         print(_tail(node.log), file=sys.stderr)
         raise
-    shown = node.ctl("get", NAME, "-o", "json", quiet=True)
-    endpoint = json.loads(shown.stdout)["endpoint"] if shown.returncode == 0 else ""
+    status, shown = node.ctl("get", NAME, "-o", "json", quiet=True)
+    endpoint = json.loads(shown)["endpoint"] if status == 0 else ""
     if not endpoint:
-        raise Failure(f"{NAME} is ready but has no endpoint: {shown.stdout}{shown.stderr}")
+        raise Failure(f"{NAME} is ready but has no endpoint: {shown}")
     return str(endpoint)
 
 
@@ -185,7 +192,7 @@ def chat(endpoint: str) -> None:
     asked = time.monotonic()
     first = last = 0.0
     tokens = 0
-    with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310
+    with interruptible(), urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as reply:  # noqa: S310
         for message in _server_sent(reply):
             tokens = (message.get("usage") or {}).get("completion_tokens") or tokens
             text = "".join(choice["delta"].get("content") or "" for choice in message.get("choices", ()))
@@ -208,16 +215,16 @@ def stay(node: Node, endpoint: str) -> NoReturn:
   curl {endpoint}/v1/chat/completions -H 'Content-Type: application/json' \\
        -d '{{"messages": [{{"role": "user", "content": "Hello!"}}]}}'
 """)
-    if node.daemon is None:
-        while True:
+    with interruptible():
+        while node.daemon is None:
             signal.pause()
-    status = node.daemon.wait()
+        status = node.daemon.wait()
     raise Failure(f"agentd ended with status {status}; the end of its log:\n{_tail(node.log)}")
 
 
 def delete(node: Node) -> None:
     say(f"agentctl delete {NAME} --wait")
-    if node.ctl("delete", NAME, "--wait", "--timeout", f"{CALL_SECONDS - 10:.0f}s").returncode != 0:
+    if node.ctl("delete", NAME, "--wait", "--timeout", f"{CALL_SECONDS - 10:.0f}s")[0] != 0:
         print(f"{NAME} may still run: its engine does not need agentd. Start agentd and delete it.", file=sys.stderr)
 
 
@@ -242,6 +249,24 @@ def no_leftovers(root: Path) -> None:
                 os.kill(int(entry.name), signal.SIGKILL)
     if found:
         raise Failure("processes were left behind (now killed): " + "; ".join(f"{pid} {line}" for pid, line in found))
+
+
+def spawn(program: str, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [str(BIN / program), *arguments],
+        preexec_fn=_default_signals,  # noqa: PLW1509  (there is one thread)
+        **options,
+    )
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Signals come in only where we wait, so that none falls between a start and the note that it was made."""
+    _unblock_signals()
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
 
 
 def say(text: str) -> None:
@@ -281,13 +306,12 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _default_signals() -> None:
+    """In a child before its program starts, when Ctrl-C may come already: it neither blocks nor handles as we do."""
+    for number in STOPS:
+        if signal.getsignal(number) is _interrupt:  # ignored ones stay so: what undoes is not to be interrupted
+            signal.signal(number, signal.SIG_DFL)
+    _unblock_signals()
 
 
 def _unblock_signals() -> None:

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psutil
 import yaml
@@ -131,7 +131,8 @@ class Daemon:
         for process in left:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(left, timeout=5)
+        # Not wait_procs: whoever inherits them may take a second to reap, and a zombie holds nothing.
+        wait_true(lambda: all(gone(process.pid) for process in left), what="engines ended")
         return left
 
     # What it serves
@@ -237,7 +238,7 @@ class Traffic(threading.Thread):
             except OSError as error:
                 self.failures.append(repr(error))
 
-    def __enter__(self) -> Traffic:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -263,6 +264,14 @@ def wait_true(check: Callable[[], Any], timeout: float = 10.0, what: str = "") -
         assert time.monotonic() < deadline, f"never came true: {what or check}"
         time.sleep(0.005)
     return value
+
+
+def gone(pid: int) -> bool:
+    """Whether the process has ended; one that nobody reaped yet has."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def daemon(root: Path, model: Path, **settings: Any) -> Iterator[Daemon]:

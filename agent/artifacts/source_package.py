@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from agent.artifacts.base import ArtifactError, Fetched, SourcePolicy

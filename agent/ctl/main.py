@@ -5,6 +5,7 @@ A command's module is imported when it is called, so that `agentctl status` does
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import sys
@@ -53,6 +54,16 @@ class Root(click.Group):
         command: click.Command = getattr(module, cmd_name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            if near := difflib.get_close_matches(args[0], COMMANDS, n=1):
+                raise click.UsageError(f"{error.message} Did you mean {near[0]}?", ctx) from error
+            raise
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -77,12 +88,11 @@ class Root(click.Group):
             return Exit.BROKEN_PIPE
         except (click.Abort, KeyboardInterrupt):
             return Exit.INTERRUPTED
-        except AgentError as error:
-            return report(error, as_json=as_json)
-        except click.ClickException as error:
-            return report(_usage(error), as_json=as_json)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            return Exit.USAGE
         except Exception as error:  # noqa: BLE001  (the outermost place: a person gets a sentence, not a traceback)
-            return report(_unexpected(error), as_json=as_json)
+            return report(_told(error), as_json=as_json)
         return Exit(code or Exit.OK)
 
 
@@ -110,17 +120,19 @@ def main() -> None:
     cli.main(prog_name="agentctl")
 
 
-def _usage(error: click.ClickException) -> Usage:
-    path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "agentctl"
-    return Usage(error.format_message(), hint=f"{path} --help")
-
-
-def _unexpected(error: Exception) -> AgentError:
-    unexpected = AgentError(
-        f"a fault in agentctl: {type(error).__name__}: {error}", hint="AGENTCTL_DEBUG=1 shows where; please report it"
-    )
-    unexpected.__cause__ = error
-    return unexpected
+def _told(error: Exception) -> AgentError:
+    """Any error as one that can be reported."""
+    if isinstance(error, AgentError):
+        return error
+    told: AgentError
+    if isinstance(error, click.ClickException):
+        path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "agentctl"
+        told = Usage(error.format_message(), hint=f"{path} --help")
+    else:
+        hint = "AGENTCTL_DEBUG=1 shows where; please report it"
+        told = AgentError(f"a fault in agentctl: {type(error).__name__}: {error}", hint=hint)
+    told.__cause__ = error
+    return told
 
 
 def _forget_stdout() -> None:

@@ -73,9 +73,10 @@ def build(model: str, flags: dict[str, Any], sets: Iterable[str]) -> dict[str, A
 
 def resolve_model(model: str) -> str:
     """A reference with its scheme. A path becomes absolute here: the daemon's working directory is another one."""
-    if _SCHEME.match(model) and not Path(model).exists():
-        return model
-    return f"file:{Path(model).expanduser().absolute()}"
+    if _SCHEME.match(model):
+        return model  # a file whose name begins like a scheme is given as ./file
+    path = Path(model)
+    return f"file:{path.parent.resolve() / path.name}"  # the name stays: links in caches point at names without suffix
 
 
 def default_name(reference: str) -> str:

@@ -37,9 +37,16 @@ def short(name: str) -> str:
     return name.rpartition("/")[2]
 
 
+def ordered(value: Any) -> Any:
+    """Data out of a Struct, whose maps come in another order each time; sorted, so that two outputs compare."""
+    if isinstance(value, dict):
+        return {key: ordered(value[key]) for key in sorted(value)}
+    return [ordered(item) for item in value] if isinstance(value, list) else value
+
+
 _WELL_KNOWN: Final[dict[str, Callable[[Any], Any]]] = {
     Timestamp.DESCRIPTOR.full_name: lambda moment: moment.ToJsonString(),
-    Struct.DESCRIPTOR.full_name: struct_to_dict,
+    Struct.DESCRIPTOR.full_name: lambda struct: ordered(struct_to_dict(struct)),
 }
 
 

@@ -14,7 +14,6 @@ from typing import Final
 from agent.api.client import Client
 from agent.ctl import rows
 from agent.ctl.failures import DeploymentFailed, Timeout
-from agent.ctl.output import age
 from agent.ctl.values import short
 from agent.errors import NotFound, Unavailable
 from agent.v1 import agent_pb2 as pb
@@ -106,15 +105,14 @@ def _changes(
 
 
 def _unmoved(now: pb.Deployment, before: pb.Deployment) -> bool:
-    return (
-        all(getattr(now, field) == getattr(before, field) for field in ("uid", "phase", "phase_time"))
-        and now.instance.name == before.instance.name
-    )
+    fields = ("uid", "observed_generation", "phase", "phase_time")
+    same = all(getattr(now, field) == getattr(before, field) for field in fields)
+    return same and now.instance.name == before.instance.name
 
 
 def _timeout(name: str, goal: Goal, seconds: float, last: pb.Deployment | None) -> Timeout:
     state = f"it is {rows.phase(last)}: {last.message or last.reason}" if last is not None else "its state is not known"
     return Timeout(
-        f"deployment {name} is not {goal} after {age(seconds)}; {state}",
+        f"deployment {name} is not {goal} after {seconds:g} s; {state}",
         hint=f"it goes on without you; agentctl wait {name} --for {goal} waits again",
     )

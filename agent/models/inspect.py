@@ -6,6 +6,7 @@ parser loop or swell costs nobody else anything.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import struct
@@ -31,8 +32,6 @@ def main(path: Path) -> dict[str, object]:
     try:
         files = parts(path)
         size = sum(file.stat().st_size for file in files)
-        resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE + size, ADDRESS_SPACE + size))
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
         return asdict(_profile(path, files, size))
     except OSError as error:
         return {"code": "model_missing", "message": f"{error.filename or path} cannot be read: {error.strerror}"}
@@ -124,5 +123,14 @@ def _quantization(first: headers.Header, tensors: list[headers.Tensor]) -> str:
     return name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
+def limit(path: Path) -> None:
+    """Bound this process, before numpy is imported: its memory beyond the mapped files, and its time."""
+    with contextlib.suppress(OSError, ValueError):  # `main` says what is wrong with the path
+        space = ADDRESS_SPACE + sum(file.stat().st_size for file in parts(path))
+        resource.setrlimit(resource.RLIMIT_AS, (space, space))
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+
+
 if __name__ == "__main__":
+    limit(Path(sys.argv[1]))
     sys.stdout.write(json.dumps(main(Path(sys.argv[1]))))

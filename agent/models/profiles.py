@@ -25,8 +25,13 @@ from agent.status import Diagnosis, DiagnosisCode
 
 #: Seconds. A header is read in 0.3 s from a warm cache; the rest is for disks that must spin up and network storage.
 DEADLINE = 30.0
+#: Seconds that a killed inspection has to be gone, before it is left to the kernel.
+KILL_DEADLINE = 2.0
 #: Profiles kept, least recently used first out: a node serves a handful of models.
 REMEMBERED = 64
+
+#: Bytes of a GGUF file's fixed part: magic, version, number of tensors, number of keys.
+_START = 24
 
 #: Identity of a file's content, as far as the file system tells: path, size, mtime in ns, inode.
 Fingerprint = tuple[str, int, int, int]
@@ -89,7 +94,7 @@ def _check(path: Path, of_parts: int) -> Fingerprint:
         if not stat.S_ISREG(status.st_mode):
             kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
             raise _refusal(DiagnosisCode.MODEL_MISSING, f"{path} is {kind}, not a model file")
-        _check_magic(path, os.read(descriptor, 8))
+        _check_start(path, os.read(descriptor, _START))
     except OSError as error:
         raise _unreadable(path, error, of_parts) from None
     finally:
@@ -97,12 +102,16 @@ def _check(path: Path, of_parts: int) -> Fingerprint:
     return str(path), status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def _check_magic(path: Path, head: bytes) -> None:
+def _check_start(path: Path, head: bytes) -> None:
     if not head:
         raise _refusal(DiagnosisCode.MODEL_CORRUPT, f"{path} is empty", "fetch the model again")
     if head[:4] != b"GGUF":
         message = f"{path} is not a GGUF file: it begins with {head[:4]!r}"
         raise _refusal(DiagnosisCode.MODEL_CORRUPT, message, "this agent serves GGUF files; fetch or convert the model")
+    if len(head) < _START:
+        raise _refusal(
+            DiagnosisCode.MODEL_CORRUPT, f"{path} is truncated inside of its header", "fetch the model again"
+        )
     version = int.from_bytes(head[4:8], "little")
     if version not in {2, 3}:
         raise _refusal(DiagnosisCode.MODEL_UNSUPPORTED, f"{path} is of GGUF version {version}; 2 and 3 are served")
@@ -151,6 +160,8 @@ async def _output(argv: Sequence[str]) -> bytes:
     try:
         output, _ = await process.communicate()
     finally:
-        with contextlib.suppress(ProcessLookupError):
+        if process.returncode is None:
             process.kill()
+            with contextlib.suppress(TimeoutError):  # a process that waits for dead storage cannot be waited for
+                await asyncio.wait_for(process.wait(), KILL_DEADLINE)
     return output

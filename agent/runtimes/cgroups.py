@@ -1,9 +1,9 @@
 """Groups of the kernel for instances: limits that hold, and a member list that nothing escapes from.
 
 Controllers live in cgroup v2, in v1, or some in each (hybrid); `Cgroups.detect` finds for each of them where this
-agent may make groups, or the reason why it may not. An instance gets one group for tracking
-and one in each further hierarchy that holds a limit of it. Whatever is not possible becomes
-a sentence in `enforcement`, never an error: an engine without a limit is better than none, if it is said.
+agent may make groups, or the reason why it may not. An instance gets one group for tracking and one in each further
+hierarchy that holds a limit of it. Whatever is not possible becomes a sentence in `enforcement`, never an error: an
+engine without a limit is better than none, if it is said.
 
 Once made, groups are plain paths: the functions below work on those, so that a handle needs no `Cgroups`.
 """
@@ -34,10 +34,8 @@ class _Unusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A mounted hierarchy: `root` is the part of it that is visible at `point`, `own` the agent's group in it."""
+    """A mounted hierarchy: where, and the agent's own group in it."""
 
-    version: int
-    root: str
     point: Path
     own: Path
 
@@ -260,8 +258,7 @@ def _mounts(proc: Path) -> dict[str, Mount]:
             continue
         for controller in [""] if kind == "cgroup2" else set(options.split(",")) & set(CONTROLLERS):
             if controller in own:
-                version = 2 if kind == "cgroup2" else 1
-                mounts.setdefault(controller, Mount(version, root, Path(point), _locate(own[controller], root, point)))
+                mounts.setdefault(controller, Mount(Path(point), _locate(own[controller], root, point)))
     return mounts
 
 

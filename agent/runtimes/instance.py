@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +18,9 @@ from typing import Any
 from agent.runtimes import cgroups, identity, procfs
 from agent.runtimes.base import Identity
 from agent.status import ExitStatus
+
+#: From the shim's first instant to the engine's: a few milliseconds, of which a loaded machine makes many.
+START_SECONDS = 1.0
 
 #: The signals of Linux end here; what sh reports above 128 + 64 can only be an exit code.
 _SIGNALS = 64
@@ -117,6 +121,8 @@ class Instance:
             return
         if sig == signal.SIGKILL:
             cgroups.kill(self.cgroups)
+        else:
+            self._wait_for_start()
         session, tracked = self.session(), self.tracked()
         elsewhere = tracked if tracked is not None else self.carriers()
         outside = {pid for pid in (*session, *elsewhere) if not _in_group(pid, self.pid)}
@@ -125,6 +131,14 @@ class Instance:
                 os.killpg(self.pid, sig)
         for pid in outside:
             send(pid, sig, self._owns)
+
+    def _wait_for_start(self) -> None:
+        """Until there is an engine, or what becomes it, the shim alone would get a signal, and swallow it."""
+        deadline = time.monotonic() + START_SECONDS
+        while not self.started() and (shim := self.shim()) is not None and shim.alive:
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.001)
 
     def _owns(self, pid: int) -> bool:
         return self.carried_by(pid) or pid in (self.tracked() or ()) or pid in self.session()

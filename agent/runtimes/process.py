@@ -75,7 +75,7 @@ class ProcessRuntime:
             raise FailedPrecondition(message, hint="use Linux 5.4 or newer and a sandbox that allows it") from error
 
     async def launch(self, request: LaunchRequest) -> Handle:
-        """See `Runtime.launch`. All of it takes less than a millisecond, so there is no thread in between."""
+        """See `Runtime.launch`. Takes one or two milliseconds, most of them in the fork: a thread would add to it."""
         argv = (_executable(request), *request.argv[1:])
         group = cgroups.Group()
         try:
@@ -95,7 +95,9 @@ class ProcessRuntime:
         except (OSError, ValueError) as error:
             await asyncio.to_thread(cgroups.remove, group.paths)
             raise LaunchError(f"cannot start {argv[0]}: {_sentence(error)}") from error
-        return _handle(prepared, pid)
+        this = replace(prepared, pid=pid, start=stat.start if (stat := procfs.stat(pid)) is not None else 0)
+        await _identified(this)
+        return Handle(NAME, this.data())
 
     async def adopt(self, identity: Identity, handle: Handle | None, directory: Path) -> Adopted | Ended | None:
         """See `Runtime.adopt`. An instance that lost its shim, but not all of its processes, is adopted: `wait_exit`
@@ -248,11 +250,16 @@ def _inheritable() -> list[int]:
     return found
 
 
-def _handle(prepared: Instance, pid: int) -> Handle:
-    shim = procfs.stat(pid)
-    if shim is None:
-        raise LaunchError("/proc does not show the process that was just started")
-    return Handle(NAME, replace(prepared, pid=pid, start=shim.start).data())
+async def _identified(this: Instance) -> None:
+    """Wait until the kernel shows the shim's environment: posix_spawn returns some microseconds before that, from
+    within the exec. Raises `LaunchError`, with nothing left running, where environments are never shown."""
+    try:
+        async with asyncio.timeout(SCAN_DEADLINE_SECONDS):
+            while (shim := this.shim()) and shim.alive and not this.carried_by(this.pid):  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0)
+    except TimeoutError as error:
+        this.signal(signal.SIGKILL)
+        raise LaunchError("the kernel does not show the environment of our own processes in /proc") from error
 
 
 def _sentence(error: OSError | ValueError) -> str:

@@ -13,6 +13,7 @@ from agent.errors import StoreError
 from agent.store import wal
 
 DATABASE = "agent.db"
+WAL = "agent.db-wal"
 BACKUP = "agent.db.backup"
 BUILDING = "agent.db.building"
 REPLAYED = "agent.db.building.replayed"
@@ -20,7 +21,7 @@ READY = "agent.db.ready"
 NODE_UID = "node.uid"
 
 #: What SQLite makes of one database in WAL mode (the journal only ever while it changes to that mode).
-PARTS = (DATABASE, f"{DATABASE}-wal", f"{DATABASE}-shm", f"{DATABASE}-journal")
+PARTS = (DATABASE, WAL, "agent.db-shm", "agent.db-journal")
 
 #: Free space, bytes, without which a start would fail half-way: SQLite's `-shm` file (32 KiB) and a first commit.
 HEADROOM = 64 * 1024
@@ -69,6 +70,11 @@ def sync(path: Path) -> None:
 def size(path: Path) -> int:
     """The bytes of a regular file; 0 for anything else, and where nothing is."""
     return path.stat().st_size if path.is_file() else 0
+
+
+def content(path: Path) -> bytes:
+    """What a regular file holds; nothing where there is none."""
+    return path.read_bytes() if path.is_file() else b""
 
 
 def inode(path: str) -> int:

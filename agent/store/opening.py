@@ -96,7 +96,7 @@ def _damage(directory: Path, deadline: float) -> str:
         return "it is missing or empty"
     try:
         with closing(salvage.open_source(salvage.Source(database, "mode=ro"), deadline)) as connection:
-            return _doubts(connection) or wal.problem_of(directory / files.PARTS[1])
+            return _doubts(connection) or wal.problem_of(directory / files.WAL)
     except Damaged as error:
         return str(error)
     except sqlite3.DatabaseError as error:

@@ -158,9 +158,9 @@ def _copy_table(source: sqlite3.Connection, target: sqlite3.Connection, table: s
 
 
 def _rowids(source: sqlite3.Connection, table: str) -> Iterator[int]:
-    """From both ends of the table towards a broken page in between."""
+    """From both ends of the table towards a broken page in between; the end first, where the newest rows are."""
     seen: set[int] = set()
-    for forward in (True, False):
+    for forward in (False, True):
         try:
             for rowid in _walk(source, table, forward=forward):
                 if rowid in seen:
@@ -214,8 +214,7 @@ def build(directory: Path, deadline: float) -> Salvaged:
         leftover.unlink()
     with closing(files.connect(building, deadline)) as target:
         if files.traces(directory):
-            replayed = _replay(directory)
-            salvaged = copy((*replayed, *sources(directory)), target, deadline)
+            salvaged = copy((*_replayed(directory), *sources(directory)), target, deadline)
             # Numbers of lost events must not be given again. Milliseconds since 1970 are above any number that
             # was reached one by one.
             raise_sequence(target, int(time.time() * 1000))
@@ -225,15 +224,20 @@ def build(directory: Path, deadline: float) -> Salvaged:
     return salvaged
 
 
-def _replay(directory: Path) -> tuple[Source, ...]:
-    """A source with what SQLite would leave out, if there is a WAL: see `wal`."""
-    database, log = (directory / part for part in files.PARTS[:2])
-    if not files.size(log):
-        return ()
-    replayed = directory / files.REPLAYED
-    replayed.touch(mode=0o600)
-    replayed.write_bytes(wal.replay(database.read_bytes() if database.is_file() else b"", log))
-    return (Source(replayed, "immutable=1"),) if files.size(replayed) else ()
+def _replayed(directory: Path) -> Iterator[Source]:
+    """Files with what SQLite would leave out: all commits of the WAL (see `wal`), applied to the database, to the
+    database with the first page of the backup (it holds the header and the schema), and to the backup."""
+    database, backup = (files.content(directory / name) for name in (files.DATABASE, files.BACKUP))
+    # Without the count of pages in the header, SQLite goes by the size of the file.
+    first_page = backup[:28] + bytes(4) + backup[32 : wal.PAGE] if backup else b""
+    bases = (database, first_page + database[wal.PAGE :], backup)
+    for number, base in enumerate(bases):
+        content = wal.replay(base, directory / files.WAL)
+        source = Source(directory / f"{files.REPLAYED}.{number}", "immutable=1")
+        source.path.touch(mode=0o600)
+        source.path.write_bytes(content)
+        if content:
+            yield source
 
 
 def finish(directory: Path) -> Path | None:
@@ -243,7 +247,8 @@ def finish(directory: Path) -> Path | None:
         return None
     aside = _move_aside(directory) if files.traces(directory) else None
     files.replace(ready, directory / files.DATABASE)
-    (directory / files.REPLAYED).unlink(missing_ok=True)
+    for leftover in directory.glob(f"{files.BUILDING}*"):
+        leftover.unlink()
     return aside
 
 

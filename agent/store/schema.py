@@ -47,13 +47,13 @@ SCHEMA_VERSION = len(MIGRATIONS)
 def migrate(connection: sqlite3.Connection, version: int = SCHEMA_VERSION) -> None:
     """Bring the database to `version`, one transaction per step; does nothing where it is there already."""
     for step in range(version_of(connection), version):
-        connection.execute("BEGIN IMMEDIATE")
-        for statement in MIGRATIONS[step]:
-            connection.execute(statement)
-        row = ("schema_version", str(step + 1))
-        connection.execute("INSERT OR REPLACE INTO meta (sum, key, value) VALUES (?, ?, ?)", (checksum(row), *row))
-        connection.execute(f"PRAGMA user_version = {step + 1}")
-        connection.execute("COMMIT")
+        with connection:  # commits, or rolls back what failed
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in MIGRATIONS[step]:
+                connection.execute(statement)
+            row = ("schema_version", str(step + 1))
+            connection.execute("INSERT OR REPLACE INTO meta (sum, key, value) VALUES (?, ?, ?)", (checksum(row), *row))
+            connection.execute(f"PRAGMA user_version = {step + 1}")
 
 
 def version_of(connection: sqlite3.Connection) -> int:

@@ -23,12 +23,14 @@ PAGE = 4096  # SQLite's default, which we never change
 
 _HEADER = struct.Struct(">8I")  # magic, version, page size, checkpoint, salt, salt, checksum, checksum
 _FRAME = struct.Struct(">6I")  # page number, size of the database after a commit or 0, salt, salt, checksum, checksum
+_FIRST = _HEADER.size
+_STEP = _FRAME.size + PAGE
 _MAGIC = 0x377F0682  # + 1: the checksums read big-endian words
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One page as it was written. `valid`: its checksum continues the previous one's."""
+    """One page as it was written. `valid`: it belongs here, and its checksum continues the previous one's."""
 
     page: int
     commit: int  # pages of the database after this commit; 0 within a transaction
@@ -41,45 +43,43 @@ def problem_of(path: Path) -> str:
     log = _read(path)
     if not log.strip(b"\0"):
         return ""
-    if not _header_valid(log):
+    if not _header_valid(log) and len(log) >= _FIRST + _STEP:
         return "the header of its WAL is damaged"
     lost = 0
     broken = False
-    for frame in frames(path):
+    for frame in _frames(log):
         broken = broken or not frame.valid
         lost += bool(broken and frame.commit)
     return f"{lost} commits in its WAL follow a damaged frame" if lost > 1 else ""
 
 
-def frames(path: Path) -> Iterator[Frame]:
-    """The frames since the WAL was last begun anew, good and bad, until one of an earlier round."""
-    log = _read(path)
-    if len(log) < _HEADER.size + _FRAME.size:
+def _frames(log: bytes) -> Iterator[Frame]:
+    """The frames since the WAL was last begun anew, good and bad."""
+    if len(log) < _FIRST + _STEP:
         return
     words = "<" if log[3] & 1 == 0 else ">"
-    # The first frame repeats the header's salts, and is believed where the header is damaged.
-    salts = log[_HEADER.size + 8 : _HEADER.size + 16]
+    salts = log[16:24] if _header_valid(log) else log[_FIRST + 8 : _FIRST + 16]
+    # What follows the last frame with these salts is of an earlier round.
+    starts = range(_FIRST, len(log) - _STEP + 1, _STEP)
+    end = max((start + 1 for start in starts if log[start + 8 : start + 16] == salts), default=0)
     previous = _HEADER.unpack_from(log)[6:]
-    for start in range(_HEADER.size, len(log) - _FRAME.size - PAGE + 1, _FRAME.size + PAGE):
+    for start in range(_FIRST, end, _STEP):
         page, commit, *_, first, second = _FRAME.unpack_from(log, start)
-        if log[start + 8 : start + 16] != salts:
-            return
-        content = log[start + _FRAME.size : start + _FRAME.size + PAGE]
-        valid = _checksum(log[start : start + 8] + content, words, previous) == (first, second)
+        content = log[start + _FRAME.size : start + _STEP]
+        proved = _checksum(log[start : start + 8] + content, words, previous) == (first, second)
         previous = (first, second)
-        yield Frame(page, commit, valid, content)
+        yield Frame(page, commit, proved and log[start + 8 : start + 16] == salts, content)
 
 
 def replay(database: bytes, path: Path) -> bytes:
     """The database with all commits of the WAL applied, the doubtful ones too. Every row must prove itself."""
     pages = bytearray(database)
     transaction: list[Frame] = []
-    for frame in frames(path):
+    for frame in _frames(_read(path)):
         transaction.append(frame)
-        if frame.commit * PAGE > len(pages) + len(transaction) * PAGE:
-            continue  # a size that cannot be: this frame's header is damaged
-        if frame.commit:
-            pages = pages[: frame.commit * PAGE].ljust(frame.commit * PAGE, b"\0")
+        # Our databases never shrink; and no damaged size may take all memory.
+        if 0 < frame.commit * PAGE <= len(pages) + CHECKED:
+            pages = pages.ljust(frame.commit * PAGE, b"\0")
             for written in transaction:
                 if 0 < written.page <= frame.commit:
                     pages[(written.page - 1) * PAGE : written.page * PAGE] = written.content

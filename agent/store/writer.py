@@ -47,6 +47,8 @@ class Writer:
         self._database = str(directory / files.DATABASE)
         self._deadline = deadline
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._keeper: BackupKeeper | None = None
+        self.last_seq = self._given_seq = 0  # durable; given within a transaction
         self.refusal = opened.problem
         self._adopt(opened)
         self._thread = Thread(target=self._run, name="store", daemon=True)
@@ -161,7 +163,7 @@ class Writer:
     def _adopt(self, opened: Opened) -> None:
         self._connection = opened.connection
         self.in_memory = opened.problem is not None
-        self.last_seq = self._given_seq = opened.loaded.last_event_seq  # durable; given within a transaction
+        self.last_seq = self._given_seq = opened.loaded.last_event_seq
         self._inode = files.inode(self._database)
         self._keeper = None if self.in_memory else BackupKeeper(self._directory)
         if self._keeper:

@@ -69,7 +69,7 @@ class Update:
 
 
 class Actor:
-    """Supervises one deployment. Create it with a durable record, then `start` it (after `adoption.restore`, at boot)."""
+    """Supervises one deployment. Made with a durable record, and started (at boot after `adoption.restore`)."""
 
     def __init__(self, record: DeploymentRecord, spec: DeploymentSpec, services: Services) -> None:
         self.name = record.name
@@ -225,9 +225,8 @@ class Actor:
             self._cancel("probe")
         if phase not in {Phase.STOPPING, Phase.STUCK}:
             self._cancel("reap")
-        if phase is Phase.READY:
-            if self.instance is not None and self.instance.ready_at is None:
-                self.journal.note(ready_at=clock.wall(), granted_json=codec.dump_granted(self.granted))
+        if phase is Phase.READY and self.instance is not None and self.instance.ready_at is None:
+            self.journal.note(ready_at=clock.wall(), granted_json=codec.dump_granted(self.granted))
         if phase not in {Phase.FETCHING, Phase.LOADING}:
             self.progress = None
 
@@ -409,8 +408,8 @@ class Actor:
         self.granted = granted
         limits = self.plan.limits if self.plan else None
         if limits and granted.max_model_len is not None and granted.max_model_len < limits.max_model_len:
-            self.journal.event("LimitsDiffer", f"the engine grants a context of {granted.max_model_len} tokens per sequence; "
-                                        f"the plan says {limits.max_model_len}")  # fmt: skip
+            difference = f"{granted.max_model_len} tokens of context a sequence, {limits.max_model_len} planned"
+            self.journal.event("LimitsDiffer", f"the engine grants {difference}", Severity.WARNING)
 
     def _note_verdict(self, seen: m.Probed) -> None:
         last = self.verdicts.get(seen.kind)

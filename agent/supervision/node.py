@@ -210,18 +210,14 @@ class Node:
     def watch(self, deployment: str, resume_token: str, events_only: bool) -> AsyncIterator[Change]:
         if deployment:
             self.registry.get(deployment)
-        return watch.stream(
-            statuses=self.registry.statuses, store=self.store, watchers=self._watchers, node_uid=self._uid,
-            deployment=deployment, resume_token=resume_token, events_only=events_only,
-        )  # fmt: skip
+        feed = watch.Feed(self.registry.statuses, self.store, self._watchers, self.services.node_uid)
+        return watch.stream(feed, deployment, resume_token, events_only=events_only)
 
     def logs(
         self, deployment: str, *, instance: str, previous: bool, tail_lines: int, follow: bool
     ) -> AsyncIterator[LogChunk]:
-        return reading.stream_logs(
-            self.registry, self._watchers, deployment,
-            instance=instance, previous=previous, tail_lines=tail_lines, follow=follow,
-        )  # fmt: skip
+        query = reading.LogQuery(instance, previous, tail_lines, follow)
+        return reading.stream_logs(self.registry, self._watchers, deployment, query)
 
     # NodeApi: changing --------------------------------------------------------------------------------------------
 
@@ -252,6 +248,10 @@ class Node:
 
 
 def _dig(data: Any, path: str) -> Any:
-    for key in path.split("."):
-        data = data[key]
-    return data
+    """The value at a dotted path; keys may have dots themselves (`engines.llama.cpp.binary`)."""
+    if not path:
+        return data
+    for key in sorted(data, key=len, reverse=True):
+        if path == key or path.startswith(f"{key}."):
+            return _dig(data[key], path[len(key) + 1 :])
+    raise KeyError(path)

@@ -94,7 +94,9 @@ class Preparation:
         return answer
 
     async def fetch(self, planned: Plan, show: Callable[[Progress], None]) -> Plan:
-        """See that the plan's files are here and whole; the plan comes back with their digest. Raises `PreparationError`."""
+        """See that the plan's files are here and whole; the plan comes back with their digest.
+
+        Raises `PreparationError`."""
         try:
             fetched = await sources.fetch(planned.variant.source, self._sources, show)
         except ArtifactError as error:

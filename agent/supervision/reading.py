@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 from agent.errors import NotFound
 from agent.runtimes import logs
@@ -36,19 +37,23 @@ def find_run(actor: Actor, instance: str, *, previous: bool) -> InstanceRecord |
     return records[0] if records else None
 
 
+@dataclass(frozen=True, slots=True)
+class LogQuery:
+    """Which log, and how much of it (`tail_lines` as in the API: 0 is everything, -1 only what is new)."""
+
+    instance: str
+    previous: bool
+    tail_lines: int
+    follow: bool
+
+
 async def stream_logs(
-    registry: Registry,
-    watchers: Watchers,
-    deployment: str,
-    *,
-    instance: str,
-    previous: bool,
-    tail_lines: int,
-    follow: bool,
+    registry: Registry, watchers: Watchers, deployment: str, query: LogQuery
 ) -> AsyncIterator[LogChunk]:
     """The log of a run; with `follow` also of those after it, until the deployment is deleted."""
+    follow, tail_lines = query.follow, query.tail_lines
     actor = registry.get(deployment)
-    record = find_run(actor, instance, previous=previous)
+    record = find_run(actor, query.instance, previous=query.previous)
     if record is None and not follow:
         raise NotFound(f"deployment {deployment!r} has not started an instance yet", hint="Follow with -f, or wait.")
     wake = watchers.join()
@@ -62,7 +67,7 @@ async def stream_logs(
                 async for data in chunks:
                     yield LogChunk(record.id, data)
                 tail_lines = 0  # of the runs that follow, everything
-            if not follow or instance or previous or registry.find(deployment) is not actor:
+            if not follow or query.instance or query.previous or registry.find(deployment) is not actor:
                 return
             newest = actor.instance
             if newest is None or (record is not None and newest.id == record.id):

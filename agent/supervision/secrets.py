@@ -15,7 +15,7 @@ MAX_BYTES = 64 * 1024
 
 
 def resolve(references: Mapping[str, SecretRef]) -> dict[str, str]:
-    """Environment variable -> value. Raises `PreparationError` (secret_missing) that names the reference, not the value."""
+    """Environment variable -> value. Raises `PreparationError` that names the reference, never the value."""
     return {name: _read(name, reference) for name, reference in references.items()}
 
 

@@ -52,7 +52,7 @@ class Sweep:
         await asyncio.to_thread(_remove, [self._instances / name for name in dead])
 
     async def _deal(self, identity: Identity, pids: tuple[int, ...], announce: Callable[[Event], None]) -> None:
-        what = f"instance {identity.instance} (pids {', '.join(map(str, pids))}) carries this node's identity, in no record"
+        what = f"instance {identity.instance} (pids {', '.join(map(str, pids))}) is in no record of this node"
         if self._report_only:
             log.warning("stray left alone", instance=identity.instance, pids=pids)
             return

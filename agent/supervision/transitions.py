@@ -112,6 +112,46 @@ def _at_once(state: State, seen: Observation, rules: Rules, now: float) -> bool:
     return m.restart_delay(m.count_failure(state, rules, now), rules) == 0.0
 
 
+def _fetched(state: State, seen: Observation, rules: Rules, now: float) -> bool:
+    return isinstance(seen, m.Planned) and seen.fetched
+
+
+def _started(state: State, seen: Observation, rules: Rules, now: float) -> bool:
+    return isinstance(seen, m.Probed) and seen.kind is ProbeKind.STARTUP and seen.verdict is Verdict.PASS
+
+
+def _outdated(state: State, seen: Observation, rules: Rules, now: float) -> bool:
+    return state.outdated
+
+
+def _outdated_drains(state: State, seen: Observation, rules: Rules, now: float) -> bool:
+    return state.outdated and rules.drain > 0
+
+
+def _unresponsive(state: State, seen: Observation, rules: Rules, now: float) -> bool:
+    return m.unresponsive(state, rules, now)
+
+
+def _inference_hangs(state: State, seen: Observation, rules: Rules, now: float) -> bool:
+    return state.inference_fails >= rules.inference_failures
+
+
+def _startup_over(state: State, seen: Observation, rules: Rules, now: float) -> bool:
+    return now >= m.startup_deadline(state, rules)
+
+
+def _survives(state: State, seen: Observation, rules: Rules, now: float) -> bool:
+    return state.kills > 0 and _due(state, seen, rules, now)
+
+
+def _unready(state: State, seen: Observation, rules: Rules, now: float) -> bool:
+    return state.ready_fails >= rules.readiness_failures
+
+
+def _ready_again(state: State, seen: Observation, rules: Rules, now: float) -> bool:
+    return state.ready_passes >= rules.readiness_successes
+
+
 # Effects ----------------------------------------------------------------------------------------------------------
 
 
@@ -127,8 +167,7 @@ def _attempt(state: State, seen: Observation, rules: Rules, now: float) -> State
 
 
 def _retrying(state: State, seen: Observation, rules: Rules, now: float) -> State:
-    counted = m.count_failure(state, rules, now)
-    return replace(_attempt(counted, seen, rules, now), restarts=state.restarts + 1)
+    return _again(m.count_failure(state, rules, now), seen, rules, now)
 
 
 def _launching(state: State, seen: Observation, rules: Rules, now: float) -> State:
@@ -145,24 +184,45 @@ def _ready(state: State, seen: Observation, rules: Rules, now: float) -> State:
     return replace(state, was_ready=True, ready_at=now, alive_at=now, ready_fails=0, live_fails=0, diagnosis=None)
 
 
-def _ending(goal: Goal | None, deadline: Callable[[Rules], float] | None = None) -> Effect:
+def _ending(seconds: Callable[[Rules], float]) -> Effect:
+    """The instance shall end because the operator wants something else; `seconds` until the next step."""
+
     def effect(state: State, seen: Observation, rules: Rules, now: float) -> State:
-        until = None if deadline is None else now + deadline(rules)
-        return replace(state, goal=goal or _goal_now(replace(state, goal=Goal.REPLACE)), deadline=until)
+        return replace(state, goal=_goal_now(replace(state, goal=Goal.REPLACE)), deadline=now + seconds(rules))
 
     return effect
 
 
-def _failing(
-    code: DiagnosisCode, sentence: Callable[[State, Rules], str], deadline: Callable[[Rules], float]
-) -> Effect:
-    def effect(state: State, seen: Observation, rules: Rules, now: float) -> State:
-        diagnosis = Diagnosis(code, sentence(state, rules))
-        return replace(
-            state, goal=Goal.RETRY, deadline=now + deadline(rules), diagnosis=diagnosis, message=diagnosis.message
-        )
+def _stop_deadline(state: State, seen: Observation, rules: Rules, now: float) -> State:
+    return replace(state, deadline=now + rules.stop)
 
-    return effect
+
+def _fails(state: State, code: DiagnosisCode, sentence: str, deadline: float) -> State:
+    """The instance is ended because it fails, and by `deadline`."""
+    diagnosis = Diagnosis(code, sentence)
+    return replace(state, goal=Goal.RETRY, deadline=deadline, diagnosis=diagnosis, message=sentence)
+
+
+def _hung(state: State, seen: Observation, rules: Rules, now: float) -> State:
+    """Killed at once: what does not answer for so long neither drains nor hears TERM, and a stopped process
+    would not even get it."""
+    silence = rules.liveness_period * rules.liveness_failures
+    sentence = f"no answer to the liveness probe for {silence:g} s"
+    return replace(_fails(state, DiagnosisCode.UNRESPONSIVE, sentence, now + m.KILL_LADDER[0]), kills=1)
+
+
+def _mute(state: State, seen: Observation, rules: Rules, now: float) -> State:
+    sentence = f"health answers, but {state.inference_fails} generations of one token failed in a row"
+    return _fails(state, DiagnosisCode.INFERENCE_HANG, sentence, now + rules.stop)
+
+
+def _slow(state: State, seen: Observation, rules: Rules, now: float) -> State:
+    sentence = "the startup probe did not pass in time, and loading made no progress"
+    return _fails(state, DiagnosisCode.STARTUP_TIMEOUT, sentence, now + rules.stop)
+
+
+def _again(state: State, seen: Observation, rules: Rules, now: float) -> State:
+    return replace(_attempt(state, seen, rules, now), restarts=state.restarts + 1)
 
 
 def _crashed(state: State, seen: Observation, rules: Rules, now: float) -> State:
@@ -220,106 +280,97 @@ def _settled(state: State, seen: Observation, rules: Rules, now: float) -> State
 
 # The table --------------------------------------------------------------------------------------------------------
 
+INFO, WARNING, ERROR = Severity.INFO, Severity.WARNING, Severity.ERROR
+PREPARED = frozenset({P.PLANNING, P.FETCHING, P.STARTING})
+
 EVENT_RULES: list[Rule] = [
-    Rule("PlanReused", frozenset({P.PLANNING}), P.STARTING, "the plan holds and its files are whole",
-         lambda s, o, r, n: isinstance(o, m.Planned) and o.fetched, "starting the engine",
-         on=m.Planned, actions=(Action.LAUNCH,), effect=_launching, severity=None),
-    Rule("Planned", frozenset({P.PLANNING}), P.FETCHING, "a plan fits", always, "verifying the model's files",
-         on=m.Planned, actions=(Action.FETCH,)),
-    Rule("Fetched", frozenset({P.FETCHING}), P.STARTING, "the files are whole", always, "starting the engine",
-         on=m.Fetched, actions=(Action.LAUNCH,), effect=_launching, severity=None),
-    Rule("Failed", frozenset({P.PLANNING, P.FETCHING, P.STARTING}), P.FAILED, "no retry can mend it", _fatal, "failed",
-         on=m.PrepareFailed, effect=_failed, severity=Severity.ERROR),
-    Rule("CrashLoop", frozenset({P.PLANNING, P.FETCHING, P.STARTING}), P.FAILED, "the budget of failures is spent",
-         _spent, "too many failures", on=m.PrepareFailed, effect=_crash_loop, severity=Severity.ERROR),
-    Rule("FailedOnce", frozenset({P.PLANNING, P.FETCHING, P.STARTING}), P.FAILED, "restart policy is never", _once,
-         "failed; restart policy is `never`", on=m.PrepareFailed, effect=_failed, severity=Severity.ERROR),
-    Rule("BackOff", frozenset({P.PLANNING, P.FETCHING, P.STARTING}), P.BACKOFF, "a retry may help", always, "failed",
-         on=m.PrepareFailed, effect=_backoff, severity=Severity.WARNING),
+    Rule("PlanReused", frozenset({P.PLANNING}), P.STARTING, "the plan holds and its files are whole", _fetched,
+         "starting the engine", on=m.Planned, actions=(Action.LAUNCH,), effect=_launching, severity=None),
+    Rule("Planned", frozenset({P.PLANNING}), P.FETCHING, "a plan fits", always,
+         "verifying the model's files", on=m.Planned, actions=(Action.FETCH,)),
+    Rule("Fetched", frozenset({P.FETCHING}), P.STARTING, "the files are whole", always,
+         "starting the engine", on=m.Fetched, actions=(Action.LAUNCH,), effect=_launching, severity=None),
+    Rule("Failed", PREPARED, P.FAILED, "no retry can mend it", _fatal,
+         "failed", on=m.PrepareFailed, effect=_failed, severity=ERROR),
+    Rule("CrashLoop", PREPARED, P.FAILED, "the budget of failures is spent", _spent,
+         "too many failures", on=m.PrepareFailed, effect=_crash_loop, severity=ERROR),
+    Rule("FailedOnce", PREPARED, P.FAILED, "restart policy is never", _once,
+         "failed; restart policy is `never`", on=m.PrepareFailed, effect=_failed, severity=ERROR),
+    Rule("BackOff", PREPARED, P.BACKOFF, "a retry may help", always,
+         "failed", on=m.PrepareFailed, effect=_backoff, severity=WARNING),
     Rule("Rebooted", ALIVE | ENDING | {P.STARTING, P.DRAINING}, P.PLANNING, "the host restarted", always,
          "the host restarted; starting the engine again", on=m.Rebooted, actions=(Action.PREPARE,), effect=_attempt),
     Rule("NotLaunched", frozenset({P.STARTING}), P.PLANNING, "the agent died between intent and launch", always,
          "the agent restarted before the engine was started; starting it now",
          on=m.NotLaunched, actions=(Action.PREPARE,), effect=_attempt),
-    Rule("Launched", frozenset({P.STARTING}), P.LOADING, "the process runs", always, "the engine loads the model",
-         on=m.Launched, effect=_loading),
-    Rule("Ready", frozenset({P.LOADING}), P.READY, "the startup probe passed",
-         lambda s, o, r, n: isinstance(o, m.Probed) and o.kind is ProbeKind.STARTUP and o.verdict is Verdict.PASS,
+    Rule("Launched", frozenset({P.STARTING}), P.LOADING, "the process runs", always,
+         "the engine loads the model", on=m.Launched, effect=_loading),
+    Rule("Ready", frozenset({P.LOADING}), P.READY, "the startup probe passed", _started,
          "the engine answers", on=m.Probed, effect=_ready),
-    Rule("EngineExited", ALIVE | {P.STARTING}, P.STOPPING, "the engine ended by itself", always, "the engine ended",
-         on=m.Exited, actions=(Action.REAP,), effect=_crashed, severity=Severity.WARNING),
-    Rule("EngineStopped", frozenset({P.DRAINING, P.STOPPING, P.STUCK}), P.STOPPING, "it was asked to end", always,
-         "the engine ended; waiting until all its processes are gone", on=m.Exited, actions=(Action.REAP,),
-         severity=None),
-    Rule("Drained", frozenset({P.DRAINING}), P.STOPPING, "no request is in flight", always, "drained; stopping",
-         on=m.Drained, actions=(Action.TERM,), severity=None,
-         effect=lambda s, o, r, n: replace(s, deadline=n + r.stop)),
-    Rule("Deleted", ENDING, P.DELETED, "deletion is wanted", _going(Goal.DELETE), "deleted",
-         on=m.Gone, actions=(Action.FORGET,)),
-    Rule("Stopped", ENDING, P.STOPPED, "a stop is wanted", _going(Goal.STOP), "stopped by an operator",
-         on=m.Gone, effect=_settled),
+    Rule("EngineExited", ALIVE | {P.STARTING}, P.STOPPING, "the engine ended by itself", always,
+         "the engine ended", on=m.Exited, actions=(Action.REAP,), effect=_crashed, severity=WARNING),
+    Rule("EngineStopped", ENDING | {P.DRAINING}, P.STOPPING, "it was asked to end", always,
+         "the engine ended; waiting until all its processes are gone",
+         on=m.Exited, actions=(Action.REAP,), severity=None),
+    Rule("Drained", frozenset({P.DRAINING}), P.STOPPING, "no request is in flight", always,
+         "drained; stopping", on=m.Drained, actions=(Action.TERM,), effect=_stop_deadline, severity=None),
+    Rule("Deleted", ENDING, P.DELETED, "deletion is wanted", _going(Goal.DELETE),
+         "deleted", on=m.Gone, actions=(Action.FORGET,)),
+    Rule("Stopped", ENDING, P.STOPPED, "a stop is wanted", _going(Goal.STOP),
+         "stopped by an operator", on=m.Gone, effect=_settled),
     Rule("Replacing", ENDING, P.PLANNING, "a new spec or an operator's restart", _going(Goal.REPLACE),
          "planning the replacement", on=m.Gone, actions=(Action.PREPARE,), effect=_attempt, severity=None),
-    Rule("Failed", ENDING, P.FAILED, "no retry can mend it", _retry(_fatal), "failed", on=m.Gone, effect=_failed, severity=Severity.ERROR),
+    Rule("Failed", ENDING, P.FAILED, "no retry can mend it", _retry(_fatal),
+         "failed", on=m.Gone, effect=_failed, severity=ERROR),
     Rule("FailedOnce", ENDING, P.FAILED, "restart policy is never", _retry(_once),
-         "failed; restart policy is `never`", on=m.Gone, effect=_failed, severity=Severity.ERROR),
-    Rule("CrashLoop", ENDING, P.FAILED, "the budget of failures is spent", _retry(_spent), "too many failures",
-         on=m.Gone, effect=_crash_loop, severity=Severity.ERROR),
+         "failed; restart policy is `never`", on=m.Gone, effect=_failed, severity=ERROR),
+    Rule("CrashLoop", ENDING, P.FAILED, "the budget of failures is spent", _retry(_spent),
+         "too many failures", on=m.Gone, effect=_crash_loop, severity=ERROR),
     Rule("Restarting", ENDING, P.PLANNING, "first failure after a healthy run", _retry(_at_once),
-         "restarting at once: first failure after a healthy run", on=m.Gone, actions=(Action.PREPARE,),
-         effect=_retrying),
-    Rule("BackOff", ENDING, P.BACKOFF, "a retry may help, later", _retry(), "failed", on=m.Gone, effect=_backoff, severity=Severity.WARNING),
+         "restarting at once: first failure after a healthy run",
+         on=m.Gone, actions=(Action.PREPARE,), effect=_retrying),
+    Rule("BackOff", ENDING, P.BACKOFF, "a retry may help, later", _retry(),
+         "failed", on=m.Gone, effect=_backoff, severity=WARNING),
 ]  # fmt: skip
 
 LEVEL_RULES: list[Rule] = [
     Rule("Deleted", IDLE | PREPARING | {P.STOPPED}, P.DELETED, "deletion is wanted, nothing runs",
          _wants(Desired.DELETE), "deleted", actions=(Action.CANCEL, Action.FORGET)),
-    Rule("Stopped", IDLE | PREPARING, P.STOPPED, "a stop is wanted, nothing runs", _wants(Desired.STOP),
-         "stopped by an operator", actions=(Action.CANCEL,), effect=_settled),
-    Rule("Planning", frozenset({P.PENDING, P.STOPPED}), P.PLANNING, "it shall run", _wants(Desired.RUN),
-         "planning", actions=(Action.PREPARE,), effect=_attempt, severity=None),
+    Rule("Stopped", IDLE | PREPARING, P.STOPPED, "a stop is wanted, nothing runs",
+         _wants(Desired.STOP), "stopped by an operator", actions=(Action.CANCEL,), effect=_settled),
+    Rule("Planning", frozenset({P.PENDING, P.STOPPED}), P.PLANNING, "it shall run",
+         _wants(Desired.RUN), "planning", actions=(Action.PREPARE,), effect=_attempt, severity=None),
     Rule("TryingAgain", frozenset({P.BACKOFF, P.FAILED}), P.PLANNING, "a new spec or an operator's restart",
          _run_newer, "planning, with a clean history", actions=(Action.PREPARE,), effect=_attempt),
-    Rule("PlanningAgain", PREPARING, P.PLANNING, "the spec changed meanwhile", _run_newer, "planning the new spec",
-         actions=(Action.CANCEL, Action.PREPARE), effect=_attempt, severity=None),
-    Rule("Retrying", frozenset({P.BACKOFF}), P.PLANNING, "the delay is over", _due, "trying again",
-         actions=(Action.PREPARE,), severity=None,
-         effect=lambda s, o, r, n: replace(_attempt(s, o, r, n), restarts=s.restarts + 1)),
-    Rule("Unresponsive", SERVING, P.STOPPING, "no liveness answer for period x threshold",
-         lambda s, o, r, n: m.unresponsive(s, r, n), "the engine does not answer", actions=(Action.KILL,),
-         effect=lambda s, o, r, n: replace(_failing(
-             DiagnosisCode.UNRESPONSIVE,
-             lambda s, r: f"no answer to the liveness probe for {r.liveness_period * r.liveness_failures:.0f} s",
-             lambda r: m.KILL_LADDER[0])(s, o, r, n), kills=1), severity=Severity.WARNING),
-    Rule("InferenceHangs", SERVING, P.STOPPING, "the inference probe failed too often",
-         lambda s, o, r, n: s.inference_fails >= r.inference_failures, "generation hangs", actions=(Action.TERM,),
-         effect=_failing(DiagnosisCode.INFERENCE_HANG,
-                         lambda s, r: f"health answers, but {s.inference_fails} generations of one token failed in a row",
-                         lambda r: r.stop), severity=Severity.WARNING),
-    Rule("Draining", SERVING, P.DRAINING, "it shall stop, or be replaced", lambda s, o, r, n: s.outdated and r.drain > 0,
-         "waiting for requests in flight", actions=(Action.DRAIN,), effect=_ending(None, lambda r: r.drain)),
-    Rule("Stopping", SERVING | {P.LOADING}, P.STOPPING, "it shall stop, or be replaced", lambda s, o, r, n: s.outdated,
-         "asked to end", actions=(Action.TERM,), effect=_ending(None, lambda r: r.stop)),
+    Rule("PlanningAgain", PREPARING, P.PLANNING, "the spec changed meanwhile", _run_newer,
+         "planning the new spec", actions=(Action.CANCEL, Action.PREPARE), effect=_attempt, severity=None),
+    Rule("Retrying", frozenset({P.BACKOFF}), P.PLANNING, "the delay is over", _due,
+         "trying again", actions=(Action.PREPARE,), effect=_again, severity=None),
+    Rule("Unresponsive", SERVING, P.STOPPING, "no liveness answer for period x threshold", _unresponsive,
+         "the engine does not answer", actions=(Action.KILL,), effect=_hung, severity=WARNING),
+    Rule("InferenceHangs", SERVING, P.STOPPING, "the inference probe failed too often", _inference_hangs,
+         "generation hangs", actions=(Action.TERM,), effect=_mute, severity=WARNING),
+    Rule("Draining", SERVING, P.DRAINING, "it shall stop, or be replaced", _outdated_drains,
+         "waiting for requests in flight", actions=(Action.DRAIN,), effect=_ending(lambda r: r.drain)),
+    Rule("Stopping", SERVING | {P.LOADING}, P.STOPPING, "it shall stop, or be replaced", _outdated,
+         "asked to end", actions=(Action.TERM,), effect=_ending(lambda r: r.stop)),
     Rule("DrainDeadline", frozenset({P.DRAINING}), P.STOPPING, "drain time is over", _due,
-         "requests were still in flight at the end of the drain time; stopping", actions=(Action.TERM,),
-         effect=lambda s, o, r, n: replace(s, deadline=n + r.stop), severity=Severity.WARNING),
-    Rule("StartupTimeout", frozenset({P.LOADING}), P.STOPPING, "not ready in time",
-         lambda s, o, r, n: n >= m.startup_deadline(s, r), "not ready in time", actions=(Action.TERM,),
-         effect=_failing(DiagnosisCode.STARTUP_TIMEOUT,
-                         lambda s, r: "the startup probe did not pass in time, and loading made no progress",
-                         lambda r: r.stop), severity=Severity.WARNING),
-    Rule("Stuck", frozenset({P.STOPPING}), P.STUCK, "processes survive KILL",
-         lambda s, o, r, n: _due(s, o, r, n) and s.kills > 0,
-         "processes survive SIGKILL; memory and port stay reserved", actions=(Action.KILL, Action.REAP), effect=_killed, severity=Severity.ERROR),
-    Rule("Killing", frozenset({P.STOPPING}), P.STOPPING, "it did not end in time", _due, "did not end in time: SIGKILL",
-         actions=(Action.KILL, Action.REAP), effect=_killed, severity=Severity.WARNING),
+         "requests were still in flight at the end of the drain time; stopping",
+         actions=(Action.TERM,), effect=_stop_deadline, severity=WARNING),
+    Rule("StartupTimeout", frozenset({P.LOADING}), P.STOPPING, "not ready in time", _startup_over,
+         "not ready in time", actions=(Action.TERM,), effect=_slow, severity=WARNING),
+    Rule("Stuck", frozenset({P.STOPPING}), P.STUCK, "processes survive KILL", _survives,
+         "processes survive SIGKILL; memory and port stay reserved",
+         actions=(Action.KILL, Action.REAP), effect=_killed, severity=ERROR),
+    Rule("Killing", frozenset({P.STOPPING}), P.STOPPING, "it did not end in time", _due,
+         "did not end in time: SIGKILL", actions=(Action.KILL, Action.REAP), effect=_killed, severity=WARNING),
     Rule("KillingAgain", frozenset({P.STUCK}), P.STUCK, "still there", _due,
-         "processes survive SIGKILL; memory and port stay reserved", actions=(Action.KILL, Action.REAP),
-         effect=_killed, severity=None),
-    Rule("NotReady", frozenset({P.READY}), P.UNREADY, "the readiness probe failed",
-         lambda s, o, r, n: s.ready_fails >= r.readiness_failures, "the readiness probe fails", severity=Severity.WARNING),
-    Rule("ReadyAgain", frozenset({P.UNREADY}), P.READY, "the readiness probe passes",
-         lambda s, o, r, n: s.ready_passes >= r.readiness_successes, "the engine answers again"),
+         "processes survive SIGKILL; memory and port stay reserved",
+         actions=(Action.KILL, Action.REAP), effect=_killed, severity=None),
+    Rule("NotReady", frozenset({P.READY}), P.UNREADY, "the readiness probe failed", _unready,
+         "the readiness probe fails", severity=WARNING),
+    Rule("ReadyAgain", frozenset({P.UNREADY}), P.READY, "the readiness probe passes", _ready_again,
+         "the engine answers again"),
 ]  # fmt: skip
 
 
@@ -328,10 +379,10 @@ def render() -> str:
     lines = [
         "# Phases and transitions",
         "",
-        "<!-- rendered from agent/supervision/transitions.py by `python -m agent.supervision.transitions`; do not edit -->",
+        "<!-- made by `python -m agent.supervision.transitions`; do not edit -->",
         "",
-        "A deployment is in one phase. The first row that matches (phase, what was seen, condition) fires. Rows without",
-        "an observation look only at the state and the clock, and are tried after every observation and every timer.",
+        "A deployment is in one phase. The first row that matches (phase, what was seen, condition) fires. Rows for",
+        "any time look only at the state and the clock; they are tried after every observation and every timer.",
         "",
         "| from | on | if | to | does | reason |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -54,7 +54,8 @@ def deployment(actor: Actor) -> DeploymentStatus:
     return DeploymentStatus(
         name=record.name, uid=record.uid, generation=record.generation, observed_generation=state.tried[0],
         etag=record.etag, desired=record.desired, phase=state.phase, reason=state.reason, message=state.message,
-        since=round(clock.as_wall(state.entered), 3), created_at=record.created_at, updated_at=record.updated_at, spec_json=record.spec_json,
+        since=round(clock.as_wall(state.entered), 3), created_at=record.created_at, updated_at=record.updated_at,
+        spec_json=record.spec_json,
         plan_json=actor.plan_json, restarts=state.restarts,
         endpoint=f"http://{actor.services.config.policy.bind}:{actor.port}" if actor.port else "",
         next_attempt_at=clock.as_wall(state.deadline) if waiting and state.deadline is not None else None,

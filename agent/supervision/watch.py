@@ -10,7 +10,7 @@ import asyncio
 import base64
 import binascii
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from agent.errors import FieldViolation, InvalidArgument
 from agent.status import DeploymentStatus, Phase
@@ -71,17 +71,20 @@ def _bad_token(problem: str) -> InvalidArgument:
     return InvalidArgument("invalid resume token", violations=(violation,))
 
 
-async def stream(
-    *,
-    statuses: Callable[[], dict[str, DeploymentStatus]],
-    store: Store,
-    watchers: Watchers,
-    node_uid: str,
-    deployment: str,
-    resume_token: str,
-    events_only: bool,
-) -> AsyncIterator[Change]:
-    """Present statuses, replayed events, `synced`, then changes until the client goes or the one deployment is deleted."""
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Where changes come from."""
+
+    statuses: Callable[[], dict[str, DeploymentStatus]]
+    store: Store
+    watchers: Watchers
+    node_uid: str
+
+
+async def stream(feed: Feed, deployment: str, resume_token: str, *, events_only: bool) -> AsyncIterator[Change]:
+    """Present statuses, replayed events, `synced`, then changes, until the client goes or the deployment that was
+    asked for is deleted. Raises `InvalidArgument` for a bad token."""
+    node_uid, store, watchers = feed.node_uid, feed.store, feed.watchers
     after = decode_token(node_uid, resume_token) if resume_token else store.last_seq
     lost = after < store.oldest_seq - 1
     sent: dict[str, DeploymentStatus] = {}
@@ -89,7 +92,7 @@ async def stream(
     try:
         while True:
             wake.clear()
-            changes = [] if events_only else list(_changed(statuses(), sent, deployment))
+            changes = [] if events_only else list(_changed(feed.statuses(), sent, deployment))
             for change in changes:
                 yield replace(change, resume_token=encode_token(node_uid, after))
             while events := await store.events_after(after, deployment, PAGE):

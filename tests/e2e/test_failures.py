@@ -6,12 +6,13 @@ import os
 import shutil
 import signal
 import socket
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.harness import PHASE, Daemon, complete, wait_true
+from tests.harness import PHASE, Daemon, complete, gone, wait_true
 
 FAST_RESTART = {"initial_delay_seconds": 0.2, "max_delay_seconds": 1, "jitter": 0.0}
 
@@ -34,7 +35,7 @@ def test_sigstop_is_found_by_the_liveness_probe_and_replaced(node: Daemon) -> No
     os.kill(first.instance.pid, signal.SIGSTOP)
     second = node.wait_until(lambda d: PHASE[d.phase] == "ready" and d.instance.attempt == 2)
     assert second.previous.diagnosis.code == "unresponsive"
-    assert not psutil.pid_exists(first.instance.pid)
+    assert gone(first.instance.pid)
     # period x threshold + 1 s, from the events' own times: the stop came at most this long before.
     times = {event.reason: event.time.ToNanoseconds() / 1e9 for event in node.events("m")}
     assert times["Unresponsive"] - times["NotReady"] <= 0.5 * 4 + 1
@@ -47,7 +48,7 @@ def test_exit_1_at_start_backs_off_along_the_curve_and_ends_in_a_crash_loop(node
     assert "crashed" in failed.diagnosis.message
     assert "something broke" in failed.diagnosis.evidence
     starts = [i.start_time.ToNanoseconds() / 1e9 for i in reversed(node.client().list_instances("m"))]
-    delays = [later - earlier for earlier, later in zip(starts, starts[1:], strict=False)]
+    delays = [later - earlier for earlier, later in pairwise(starts)]
     assert len(delays) == 3
     for delay, expected in zip(delays, (0.2, 0.4, 0.8), strict=True):
         assert delay >= expected  # the curve is a lower bound; the upper one is the machine's
@@ -98,23 +99,18 @@ def test_an_engine_that_ignores_term_is_killed_and_gone(node: Daemon) -> None:
 
 def test_a_port_taken_by_a_stranger_fails_at_once_and_names_it(node: Daemon) -> None:
     node.start()
+    with node.client() as client:
+        port = int(client.get_config().config["policy"]["ports"]["first"])
     with socket.socket() as stranger:
-        stranger.bind(("127.0.0.1", 0))
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        stranger.bind(("127.0.0.1", port))
         stranger.listen()
-        port = stranger.getsockname()[1]
-        node.config.write_text(node.config.read_text())
-        with node.client() as client:
-            first = client.get_config().config["policy"]["ports"]["first"]
-        with socket.socket() as inside:
-            inside.bind(("127.0.0.1", int(first)))
-            inside.listen()
-            node.apply("fixed", port=int(first))
-            failed = node.wait("fixed", phase="failed")
-            node.apply("auto")
-            assert node.wait("auto").endpoint != f"http://127.0.0.1:{int(first)}"
+        node.apply("fixed", port=port)
+        failed = node.wait("fixed", phase="failed")
+        node.apply("auto")
+        assert node.wait("auto").endpoint != f"http://127.0.0.1:{port}"
     assert failed.diagnosis.code == "port_taken"
-    assert str(int(first)) in failed.diagnosis.message
-    assert port != int(first)
+    assert str(port) in failed.diagnosis.message
 
 
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "missing", "empty"])
@@ -194,6 +190,6 @@ def test_a_killed_shim_leaves_no_engine_behind(node: Daemon) -> None:
     assert shim is not None
     shim.kill()
     second = node.wait_until(lambda d: PHASE[d.phase] == "ready" and d.instance.attempt == 2)
-    assert not psutil.pid_exists(first.instance.pid)
+    assert gone(first.instance.pid)
     assert [process.pid for process in node.servers()] == [second.instance.pid]
     wait_true(lambda: len(node.engines()) == 2, what="one shim, one engine")

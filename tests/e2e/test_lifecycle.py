@@ -6,11 +6,10 @@ import os
 import signal
 import urllib.error
 
-import psutil
 import pytest
 
 from agent.errors import Conflict, FailedPrecondition, InvalidArgument, NotFound
-from tests.harness import PHASE, Daemon, complete, wait_true
+from tests.harness import PHASE, Daemon, complete, gone, wait_true
 
 
 def test_a_spec_becomes_a_served_model_and_is_deleted_without_a_trace(node: Daemon) -> None:
@@ -163,7 +162,7 @@ def test_an_engine_that_died_while_the_agent_was_away_is_accounted_for_with_its_
     first = node.wait()
     node.kill()
     os.kill(first.instance.pid, signal.SIGKILL)
-    wait_true(lambda: not psutil.pid_exists(first.instance.pid))
+    wait_true(lambda: gone(first.instance.pid))
     node.start()
     second = node.wait_until(lambda d: PHASE[d.phase] == "ready" and d.instance.attempt == 2)
     assert second.restarts == 1
@@ -174,7 +173,7 @@ def test_a_second_daemon_on_the_same_state_is_refused(node: Daemon) -> None:
     node.start()
     first = node.process
     try:
-        with pytest.raises(AssertionError, match="another|already|uses"):
+        with pytest.raises(AssertionError, match=r"another|already|uses"):
             node.start(wait=False).wait_up()
             assert node.process is not None
             node.process.wait(10)

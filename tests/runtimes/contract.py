@@ -145,6 +145,20 @@ class RuntimeContract:
         assert (await bench.exit(running)).signal == signal.SIGKILL
         await bench.gone(running)
 
+    @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGKILL])
+    async def test_a_signal_right_after_the_launch_is_not_lost(self, bench: Bench, sig: signal.Signals) -> None:
+        for _ in range(10):
+            running = await bench.sh("exec sleep 1000")
+            await bench.runtime.kill(running.handle, sig)
+            assert (await bench.exit(running)).signal == sig
+            await bench.gone(running)
+
+    async def test_a_launched_instance_is_ours_at_once(self, bench: Bench) -> None:
+        for _ in range(10):
+            running = await bench.sh("exec sleep 1000")
+            assert running.identity in await bench.runtime.find_all(bench.node)
+            assert await bench.runtime.survivors(running.handle)
+
     async def test_sigterm_arrives_once(self, bench: Bench) -> None:
         running = await bench.sh("trap 'echo got it' TERM; trap 'exit 0' INT; echo ready; while :; do sleep 0.01; done")
         await bench.said(running)

@@ -150,7 +150,7 @@ class Tree:
         for group in (self.own / "agent",):
             group.mkdir(exist_ok=True)
             (group / "cgroup.procs").touch()
-        return cgroups._place_v2(Mount(2, "/", self.top, self.own), "name")
+        return cgroups._place_v2(Mount(self.top, self.own), "name")
 
 
 def test_a_leaf_of_a_delegated_unit_puts_engines_beside_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -333,22 +334,22 @@ def test_every_row_of_the_table_can_fire() -> None:
 
 
 def _fires(rule_id: str, phase: Phase) -> bool:
+    """Whether the row can fire in `phase`, for some state, rules and observation out of a coarse grid."""
     now = 10_000.0
-    for want in (
-        RUN,
-        replace(RUN, desired=Desired.STOP),
-        replace(RUN, desired=Desired.DELETE),
-        replace(RUN, generation=9),
-    ):
-        for changes in ({}, {"diagnosis": Diagnosis(DiagnosisCode.BAD_FLAG, "x")}, {"failures": (now,) * 9, "streak": 9},
-                        {"was_ready": True}, {"kills": 1}, {"inference_fails": 9}, {"live_fails": 9}, {"ready_fails": 9},
-                        {"ready_passes": 9}):  # fmt: skip
-            for goal in (None, *m.Goal):
-                state = State("uid", want, phase=phase, tried=(1, 0), goal=goal, deadline=now - 1, **changes)  # type: ignore[arg-type]
-                for rules in (RULES, replace(RULES, restart=False), replace(RULES, drain=0)):
-                    for seen in (m.Woken(), m.Planned(1, True), m.Planned(1, False), m.Fetched(), m.Launched(),
-                                 m.NotLaunched(), m.Rebooted(), PASS, m.Drained(), CRASH, m.Gone(),
-                                 m.PrepareFailed(Diagnosis(DiagnosisCode.CRASHED, "x"))):  # fmt: skip
-                        if any(f.rule.id == rule_id for f in decide(state, seen, rules, now).fired):
-                            return True
+    wants = [RUN, *(replace(RUN, desired=desired) for desired in Desired), replace(RUN, generation=9)]
+    changes: list[dict[str, object]] = [
+        {}, {"was_ready": True}, {"kills": 1}, {"inference_fails": 9}, {"live_fails": 9}, {"ready_fails": 9},
+        {"ready_passes": 9}, {"failures": (now,) * 9, "streak": 9},
+        {"diagnosis": Diagnosis(DiagnosisCode.BAD_FLAG, "x")},
+    ]  # fmt: skip
+    seen = [
+        m.Woken(), m.Planned(1, fetched=True), m.Planned(1, fetched=False), m.Fetched(), m.Launched(), m.NotLaunched(),
+        m.Rebooted(), PASS, m.Drained(), CRASH, m.Gone(), m.PrepareFailed(Diagnosis(DiagnosisCode.CRASHED, "x")),
+    ]  # fmt: skip
+    rules = [RULES, replace(RULES, restart=False), replace(RULES, drain=0)]
+    for want, change, goal in itertools.product(wants, changes, (None, *m.Goal)):
+        state = State("uid", want, phase=phase, tried=(1, 0), goal=goal, deadline=now - 1, **change)  # type: ignore[arg-type]
+        for observation, rule_set in itertools.product(seen, rules):
+            if any(fired.rule.id == rule_id for fired in decide(state, observation, rule_set, now).fired):
+                return True
     return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -13,6 +14,7 @@ from agent.ctl import options
 from agent.ctl.app import App
 from agent.ctl.output import Column, Format, emit, table
 from agent.ctl.specs import read, read_all
+from agent.ctl.values import ordered
 from agent.v1 import agent_pb2 as pb
 
 Scope = Literal["user", "system"]
@@ -20,8 +22,8 @@ Scope = Literal["user", "system"]
 scope_option = click.option(
     "--scope",
     type=click.Choice(["user", "system"]),
-    default="user",
-    show_default=True,
+    default=lambda: "system" if os.geteuid() == 0 else "user",
+    show_default="as agentd: system for root",
     help="Whose files: this user's agentd, or the system's.",
 )
 
@@ -51,20 +53,23 @@ def config() -> None:
 @options.connects()
 @click.pass_obj
 def show(app: App, *, origin: bool, local: bool, scope: Scope, form: Format) -> None:
-    """Show the configuration in force: the daemon's, or with --local what the files here say.
+    """Show the configuration in force.
+
+    It is the daemon's, or with --local what the files here say.
 
     Examples:
       agentctl config show --origin
       agentctl config show --local --scope system
     """
     found = _local(app, scope) if local else app.reader().get_config()
+    values = ordered(struct_to_dict(found.config))
     if not form.for_people:
         origins = [{"field": one.field, "value": json.loads(one.value), "origin": one.origin} for one in found.origins]
-        emit({"config": struct_to_dict(found.config), "origins": origins}, form)
+        emit({"config": values, "origins": origins}, form)
     elif origin:
         click.echo(table(_ORIGINS, found.origins))
     else:
-        emit(struct_to_dict(found.config), Format.YAML)  # as one would write it into the file
+        emit(values, Format.YAML)  # as one would write it into the file
 
 
 @options.with_examples
@@ -121,11 +126,11 @@ def _local(app: App, scope: Scope) -> pb.GetConfigResponse:
 
 
 def _at(tree: dict[str, Any], field: str) -> Any:
-    """The value at a dotted path."""
-    value: Any = tree
-    for key in field.split("."):
-        value = value[key]
-    return value
+    """The value at a dotted path; a key may have dots itself, as names of engines do."""
+    if field in tree:
+        return tree[field]
+    key = next(key for key in tree if field.startswith(f"{key}."))
+    return _at(tree[key], field.removeprefix(f"{key}."))
 
 
 def _kind(file: str) -> str:

@@ -27,7 +27,9 @@ EVENTS: Final = 10  # the last ones: what led here, on one screen
 @options.connects()
 @click.pass_obj
 def describe(app: App, *, name: str, form: Format) -> None:
-    """Show a deployment: spec, plan with its reasons, instance, probes, diagnosis, last events.
+    """Show all of one deployment.
+
+    Spec, plan with its reasons, instance, probes, diagnosis, and the last events.
 
     Example:
       agentctl describe chat
@@ -121,7 +123,7 @@ def _plan(deployment: pb.Deployment) -> Iterator[str]:
 def _yaml(spec: Struct) -> str:
     import yaml  # noqa: PLC0415  (25 ms that other commands do not pay)
 
-    text: str = yaml.safe_dump(struct_to_dict(spec), sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(struct_to_dict(spec), allow_unicode=True)
     return text.rstrip()
 
 

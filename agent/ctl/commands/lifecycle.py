@@ -77,7 +77,9 @@ def delete(app: App, *, names: tuple[str, ...], ignore_missing: bool, wait: bool
 @options.connects(waits=True)
 @click.pass_obj
 def restart(app: App, *, names: tuple[str, ...], wait: bool, timeout: float, form: Format) -> None:
-    """Replace the running instance by a new one; also the way out of FAILED.
+    """Replace the running instance by a new one.
+
+    Also the way out of FAILED, once its cause is mended.
 
     Example:
       agentctl restart chat --wait --timeout 5m
@@ -93,7 +95,9 @@ def restart(app: App, *, names: tuple[str, ...], wait: bool, timeout: float, for
 @options.connects(waits=True)
 @click.pass_obj
 def stop(app: App, *, names: tuple[str, ...], wait: bool, timeout: float, form: Format) -> None:
-    """Stop deployments and keep them: no process, no memory, until `agentctl start`.
+    """Stop deployments, and keep their specs.
+
+    No process and no memory is left, until `agentctl start`.
 
     Example:
       agentctl stop chat --wait

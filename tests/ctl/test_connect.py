@@ -1,0 +1,151 @@
+"""Which daemon is asked, and what is said of one that cannot be."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from agent.ctl import connect
+from agent.ctl.exits import Exit
+from agent.errors import Unavailable
+from tests.ctl.conftest import Invoke, Run, Served
+from tests.ctl.deployments import READY
+
+
+@pytest.fixture
+def listening(tmp_path: Path) -> Iterator[Path]:
+    """A socket with somebody behind it who never answers."""
+    path = tmp_path / "hung.sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        yield path
+
+
+@pytest.fixture
+def stale(tmp_path: Path) -> Path:
+    """A socket that a killed daemon left behind."""
+    path = tmp_path / "stale.sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+    return path
+
+
+def user(tmp_path: Path, **sockets: Path) -> dict[str, str]:
+    """The environment of a user whose runtime directory has these sockets, as links to the ones given."""
+    directory = tmp_path / "xdg" / "llm-node-agent"
+    directory.mkdir(parents=True)
+    for name, target in sockets.items():
+        (directory / f"{name}.sock").symlink_to(target)
+    return {"XDG_RUNTIME_DIR": str(directory.parent), "HOME": str(tmp_path)}
+
+
+def test_a_given_socket_wins_over_the_variable(listening: Path) -> None:
+    assert connect.find(str(listening), {"AGENTD_SOCKET": "/nowhere"}, change=True) == listening
+
+
+def test_the_variable_wins_over_the_users_daemon(tmp_path: Path, listening: Path, stale: Path) -> None:
+    environ = user(tmp_path, control=listening) | {"AGENTD_SOCKET": str(stale)}
+    with pytest.raises(Unavailable, match=r"stale\.sock: nobody listens"):
+        connect.find(None, environ, change=False)
+
+
+def test_the_users_daemon_is_found_without_any_option(tmp_path: Path, listening: Path) -> None:
+    environ = user(tmp_path, control=listening)
+    assert connect.find(None, environ, change=True).resolve() == listening
+
+
+@pytest.mark.skipif(Path("/run/llm-node-agent").exists(), reason="the system's daemon is installed here")
+def test_readers_and_only_they_fall_back_to_the_read_only_socket(tmp_path: Path, listening: Path, stale: Path) -> None:
+    environ = user(tmp_path, control=stale, readonly=listening)
+    assert connect.find(None, environ, change=False).name == "readonly.sock"
+    with pytest.raises(Unavailable, match=r"control\.sock: nobody listens there"):
+        connect.find(None, environ, change=True)
+
+
+@pytest.mark.skipif(Path("/run/llm-node-agent").exists(), reason="the system's daemon is installed here")
+def test_an_absent_daemon_is_told_with_all_the_places_that_were_looked_at(agentctl: Run) -> None:
+    done = agentctl("status")
+    assert done.returncode == Exit.UNREACHABLE
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[0] == "error: no agentd is running"
+    assert done.stderr.count("there is no such socket") == 4
+    assert "hint: start the daemon with `agentd`" in done.stderr
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_said_to_be(invoke: Invoke) -> None:
+    done = invoke("--socket", "/" + "x" * 200, "status")
+    assert done.exit_code == Exit.UNREACHABLE
+    assert "af_unix path too long" in done.stderr
+
+
+def test_a_daemon_that_never_answers_is_told_apart_within_the_timeout(agentctl: Run, listening: Path) -> None:
+    done = agentctl("status", "--socket", str(listening), "--timeout", "300ms")
+    assert done.returncode == Exit.UNREACHABLE
+    assert "gave no answer within 0.3 s" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_stopped_daemon_process_is_told_within_the_timeout(agentctl: Run, tmp_path: Path) -> None:
+    script = (
+        "import asyncio, pathlib, sys; from agent.api.server import ApiServer\n"
+        "from tests.api.conftest import Socket; from tests.api.fake_node import FakeNode\n"
+        "async def main():\n"
+        "    root = pathlib.Path(sys.argv[1])\n"
+        "    await ApiServer.serve(Socket(root / 'c.sock'), Socket(root / 'r.sock'), FakeNode())\n"
+        "    print('serving', flush=True); await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as daemon:
+        try:
+            assert daemon.stdout is not None
+            assert daemon.stdout.readline() == "serving\n"
+            daemon.send_signal(signal.SIGSTOP)
+            for words in (["status"], ["wait", "chat"]):
+                done = agentctl("--socket", str(tmp_path / "c.sock"), "--timeout", "300ms", *words)
+                assert (done.returncode, done.stdout) == (Exit.UNREACHABLE, "")
+                assert "gave no answer within 0.3 s" in done.stderr
+        finally:
+            daemon.kill()
+
+
+@pytest.mark.parametrize(("words", "may"), [(["stop", "chat"], "change"), (["status"], "look at")])
+def test_a_socket_that_may_not_be_opened_is_a_matter_of_permission(
+    invoke: Invoke, served: Served, words: list[str], may: str
+) -> None:
+    served.control.path.chmod(0)
+    with nobody():
+        done = invoke("--socket", served.control.path, *words)
+    assert done.exit_code == Exit.PERMISSION
+    assert f"you may not {may} this node" in done.stderr
+    assert "control.sock: permission denied" in done.stderr
+    assert "hint: run it as the socket's owner or with sudo" in done.stderr
+
+
+def test_the_read_only_socket_refuses_a_change(invoke: Invoke, served: Served) -> None:
+    served.put(READY)
+    done = invoke("--socket", served.readonly.path, "stop", "chat")
+    assert done.exit_code == Exit.PERMISSION
+    assert "hint: ask the control socket" in done.stderr
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Without root's right to open everything."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)

