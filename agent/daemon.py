@@ -69,7 +69,8 @@ async def run(loaded: LoadedConfig) -> None:
         Store.open, config.directories.state, deadline=config.daemon.store_deadline_seconds
     )
     try:
-        cgroups = Cgroups.detect(config.daemon.cgroups, "llm-node-agent")
+        # One name a node: two agents of one host must not sweep each other's groups.
+        cgroups = Cgroups.detect(config.daemon.cgroups, f"llm-node-agent-{stored.node_uid[:8]}")
         node = Node(loaded, stored.node_uid, store, ProcessRuntime(stored.node_uid, cgroups))
         await node.restore(stored)
         cgroups.sweep_empty(set(node.recorded_instances()))

@@ -364,14 +364,24 @@ class Actor:
         """The main process is gone; what else the instance left alive is killed, and waited for."""
 
         async def reap() -> None:
-            handle, pause = self.handle, 0.001
-            while handle is not None and await self.services.runtime.survivors(handle):
-                await self.services.runtime.kill(handle, signal.SIGKILL)
+            pause = 0.001
+            while not await self._all_gone():
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 0.5)
             self.post(m.Gone())
 
         self._spawn("reap", reap())
+
+    async def _all_gone(self) -> bool:
+        """Whether no process of the instance is left; what is left is killed."""
+        handle, runtime = self.handle, self.services.runtime
+        try:
+            if handle is None or not await runtime.survivors(handle):
+                return True
+            await runtime.kill(handle, signal.SIGKILL)
+        except TimeoutError as error:  # a process hung in a driver can block the look at it: not known is not gone
+            log.warning("instance not seen", deployment=self.name, error=str(error))
+        return False
 
     async def _forget(self) -> None:
         """The deployment is over: records and logs go, its history stays."""
