@@ -168,7 +168,8 @@ def deploy(node: Node, undo: contextlib.ExitStack) -> str:
         node.must("wait", "--for", "ready", NAME, "--timeout", f"{READY_SECONDS:.0f}s", limit=READY_SECONDS + 10)
     except Failure:
         node.ctl("describe", NAME)
-        print(_tail(node.log), file=sys.stderr)
+        if node.daemon is not None:
+            print(_tail(node.log), file=sys.stderr)
         raise
     status, shown = node.ctl("get", NAME, "-o", "json", quiet=True)
     endpoint = json.loads(shown)["endpoint"] if status == 0 else ""
@@ -224,7 +225,7 @@ def stay(node: Node, endpoint: str) -> NoReturn:
 
 def delete(node: Node) -> None:
     say(f"agentctl delete {NAME} --wait")
-    if node.ctl("delete", NAME, "--wait", "--timeout", f"{CALL_SECONDS - 10:.0f}s")[0] != 0:
+    if node.ctl("delete", NAME, "--ignore-missing", "--wait", "--timeout", f"{CALL_SECONDS - 10:.0f}s")[0] != 0:
         print(f"{NAME} may still run: its engine does not need agentd. Start agentd and delete it.", file=sys.stderr)
 
 
@@ -307,9 +308,10 @@ def _ignore_signals() -> None:
 
 
 def _default_signals() -> None:
-    """In a child before its program starts, when Ctrl-C may come already: it neither blocks nor handles as we do."""
+    """In a child, before its program starts. A Ctrl-C that came to it so early is dropped: we act on it."""
     for number in STOPS:
         if signal.getsignal(number) is _interrupt:  # ignored ones stay so: what undoes is not to be interrupted
+            signal.signal(number, signal.SIG_IGN)
             signal.signal(number, signal.SIG_DFL)
     _unblock_signals()
 

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import click
-
 from agent.api.client import TIMEOUT_SECONDS, Client
 from agent.ctl import connect
 
@@ -34,5 +32,8 @@ class App:
     def _client(self, *, change: bool) -> Client:
         path = connect.find(self.socket, self.environ, change=change)
         self.client = Client(path, timeout=self.timeout)
-        click.get_current_context().call_on_close(self.client.close)
         return self.client
+
+    def close(self) -> None:
+        if self.client is not None:
+            self.client.close()

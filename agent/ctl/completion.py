@@ -16,6 +16,7 @@ def deployment_names(app: App) -> list[str]:
     """The names known to the daemon; none where it cannot be asked, because a prompt is no place for an error."""
     app.timeout = DEADLINE_SECONDS
     try:
-        return [short(deployment.name) for deployment in app.reader().list_deployments()]
+        with app.reader() as client:
+            return [short(deployment.name) for deployment in client.list_deployments()]
     except AgentError:
         return []

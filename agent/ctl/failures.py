@@ -70,8 +70,8 @@ def report(error: AgentError, *, as_json: bool) -> Exit:
     if as_json:
         click.echo(json.dumps({"error": _plain(error, code)}), err=True)
     else:
-        for line in _lines(error):
-            click.echo(line, err=True)
+        colour = False if os.environ.get("NO_COLOR") else None  # the command's context, which knows, is gone
+        click.echo("\n".join(_lines(error)), err=True, color=colour)
     if os.environ.get("AGENTCTL_DEBUG"):
         click.echo("".join(traceback.format_exception(error)).rstrip(), err=True)
     return code

@@ -66,11 +66,17 @@ class Root(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here, where a reader that went away can still be told from a fault
         except FailedPrecondition as error:
             from agent.ctl.versions import explained  # noqa: PLC0415  (only failures need it)
 
             raise explained(error, ctx.ensure_object(App)) from error
+        except BrokenPipeError:
+            # Python flushes stdout once more at its end, and would fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(Exit.BROKEN_PIPE)
+        return result
 
     def main(  # type: ignore[override]  # click's has two more by position, which nobody gives so
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
@@ -81,11 +87,7 @@ class Root(click.Group):
     def _run(self, words: list[str], prog_name: str | None, extra: dict[str, Any]) -> Exit:
         as_json = wants_json(words)
         try:
-            code = super().main(words, prog_name, **extra)
-            sys.stdout.flush()  # here, where a reader that went away can still be told from a fault
-        except BrokenPipeError:
-            _forget_stdout()
-            return Exit.BROKEN_PIPE
+            return Exit(super().main(words, prog_name, **extra) or Exit.OK)
         except (click.Abort, KeyboardInterrupt):
             return Exit.INTERRUPTED
         except click.exceptions.NoArgsIsHelpError as error:
@@ -93,7 +95,6 @@ class Root(click.Group):
             return Exit.USAGE
         except Exception as error:  # noqa: BLE001  (the outermost place: a person gets a sentence, not a traceback)
             return report(_told(error), as_json=as_json)
-        return Exit(code or Exit.OK)
 
 
 @options.with_examples
@@ -110,7 +111,7 @@ def cli(ctx: click.Context) -> None:
       agentctl serve ./SmolLM2-135M-Instruct.Q4_1.gguf
       agentctl status
     """
-    ctx.ensure_object(App)
+    ctx.call_on_close(ctx.ensure_object(App).close)
     if os.environ.get("NO_COLOR"):
         ctx.color = False
 
@@ -133,8 +134,3 @@ def _told(error: Exception) -> AgentError:
         told = AgentError(f"a fault in agentctl: {type(error).__name__}: {error}", hint=hint)
     told.__cause__ = error
     return told
-
-
-def _forget_stdout() -> None:
-    """Points stdout at nothing: else Python fails again when it flushes at its end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -157,8 +157,12 @@ class Actor:
                 # The outermost loop: a bug costs one step, not the supervision. The next tick looks again.
                 log.exception("step failed", deployment=self.name, item=type(item).__name__)
                 self.journal.event("InternalError", "a step of the supervisor failed; see the log", Severity.ERROR)
-            # One crash is a burst of observations: they share one transaction.
-            if self._inbox.empty() and await self._flush() and self.state.phase is Phase.DELETED:
+            if not self._inbox.empty():
+                continue  # one crash is a burst of observations: they share one transaction
+            durable = await self._flush()
+            # Shown only now: what a watcher has seen is still so after a kill -9.
+            self.services.changed(self.name)
+            if durable and self.state.phase is Phase.DELETED:
                 self.services.gone(self)
                 self._refuse_waiting()
                 return
@@ -205,7 +209,6 @@ class Actor:
         for action in decision.actions:
             await self.perform(action)
         self._arm_timer()
-        self.services.changed(self.name)
 
     def _arm_timer(self) -> None:
         if self._timer is not None:

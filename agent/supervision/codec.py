@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -15,21 +15,38 @@ from agent.store.records import DeploymentRecord, InstanceRecord
 from agent.supervision import clock
 from agent.supervision.machine import State, Want
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class _Saved:
     """A state with the boot whose clock its times belong to."""
 
     boot: str
-    state: State = field(kw_only=True)
+    state: State
 
 
-_SAVED: TypeAdapter[_Saved] = TypeAdapter(_Saved)
-_HANDLE: TypeAdapter[Handle] = TypeAdapter(Handle)
-_EXIT: TypeAdapter[ExitStatus] = TypeAdapter(ExitStatus)
-_DIAGNOSIS: TypeAdapter[Diagnosis] = TypeAdapter(Diagnosis)
-_GRANTED: TypeAdapter[Granted] = TypeAdapter(Granted)
-_VERDICTS: TypeAdapter[tuple[ProbeVerdict, ...]] = TypeAdapter(tuple[ProbeVerdict, ...])
+@dataclass(frozen=True, slots=True)
+class _Verdicts:
+    probes: tuple[ProbeVerdict, ...]
+
+
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    """Built at first use (some 5 ms each): a daemon without deployments starts without them."""
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
+
+
+def _load(kind: type[T], text: str) -> T | None:
+    return _adapter(kind).validate_json(text) if text else None
+
+
+def _dump(kind: type[T], value: T | None) -> str:
+    return "" if value is None else _adapter(kind).dump_json(value).decode()
 
 
 def want(record: DeploymentRecord) -> Want:
@@ -38,63 +55,67 @@ def want(record: DeploymentRecord) -> Want:
 
 def state(record: DeploymentRecord) -> State:
     """The stored state, with what is wanted now; a new one where none was stored yet."""
-    if record.supervision_json in ("", "{}"):
+    saved = _saved(record)
+    if saved is None:
         return State(record.uid, want(record), entered=clock.now())
-    return replace(_SAVED.validate_json(record.supervision_json).state, want=want(record))
+    return replace(saved.state, want=want(record))
 
 
 def same_boot(record: DeploymentRecord) -> bool:
     """Whether the stored times are of this boot; true where nothing was stored."""
-    if record.supervision_json in ("", "{}"):
-        return True
-    return _SAVED.validate_json(record.supervision_json).boot == clock.boot_id()
+    saved = _saved(record)
+    return saved is None or saved.boot == clock.boot_id()
+
+
+def _saved(record: DeploymentRecord) -> _Saved | None:
+    return None if record.supervision_json == "{}" else _load(_Saved, record.supervision_json)
 
 
 def with_state(record: DeploymentRecord, state: State) -> DeploymentRecord:
-    return replace(record, supervision_json=_SAVED.dump_json(_Saved(clock.boot_id(), state=state)).decode())
-
-
-def handle(record: InstanceRecord) -> Handle | None:
-    return _HANDLE.validate_json(record.handle_json) if record.handle_json else None
-
-
-def dump_handle(handle: Handle) -> str:
-    return _HANDLE.dump_json(handle).decode()
+    return replace(record, supervision_json=_dump(_Saved, _Saved(clock.boot_id(), state)))
 
 
 def plan(record: InstanceRecord) -> Plan:
     return Plan.from_json(record.plan_json)
 
 
+def handle(record: InstanceRecord) -> Handle | None:
+    return _load(Handle, record.handle_json)
+
+
+def dump_handle(handle: Handle) -> str:
+    return _dump(Handle, handle)
+
+
 def exit_status(record: InstanceRecord) -> ExitStatus | None:
-    return _EXIT.validate_json(record.exit_json) if record.exit_json else None
+    return _load(ExitStatus, record.exit_json)
 
 
 def dump_exit(status: ExitStatus) -> str:
-    return _EXIT.dump_json(status).decode()
+    return _dump(ExitStatus, status)
 
 
 def diagnosis(record: InstanceRecord) -> Diagnosis | None:
-    return _DIAGNOSIS.validate_json(record.diagnosis_json) if record.diagnosis_json else None
+    return _load(Diagnosis, record.diagnosis_json)
 
 
 def dump_diagnosis(diagnosis: Diagnosis | None) -> str:
-    return _DIAGNOSIS.dump_json(diagnosis).decode() if diagnosis else ""
+    return _dump(Diagnosis, diagnosis)
 
 
 def granted(record: InstanceRecord) -> Granted | None:
-    return _GRANTED.validate_json(record.granted_json) if record.granted_json else None
+    return _load(Granted, record.granted_json)
 
 
 def dump_granted(granted: Granted | None) -> str:
-    return _GRANTED.dump_json(granted).decode() if granted else ""
+    return _dump(Granted, granted)
 
 
 def verdicts(record: InstanceRecord) -> dict[ProbeKind, ProbeVerdict]:
     """The last verdicts: a new agent shows them until its own first results."""
-    stored = _VERDICTS.validate_json(record.probes_json) if record.probes_json else ()
-    return {verdict.kind: verdict for verdict in stored}
+    stored = _load(_Verdicts, record.probes_json)
+    return {verdict.kind: verdict for verdict in stored.probes} if stored else {}
 
 
-def dump_verdicts(verdicts: Mapping[ProbeKind, Any]) -> str:
-    return _VERDICTS.dump_json(tuple(verdicts.values())).decode()
+def dump_verdicts(verdicts: Mapping[ProbeKind, ProbeVerdict]) -> str:
+    return _dump(_Verdicts, _Verdicts(tuple(verdicts.values())))

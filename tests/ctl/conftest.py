@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from agent.api.server import ApiServer
 from agent.ctl.app import App
 from agent.ctl.main import cli
 from agent.status import DeploymentStatus
+from agent.supervision.service import Change
 from tests.api.conftest import Background
 from tests.ctl.deployments import NODE, NOW
 
@@ -50,10 +51,19 @@ class Served(Background):
             self.node.put(state)
 
 
+async def _watch_one(everything: Any, deployment: str, resume_token: str, events_only: bool) -> AsyncIterator[Change]:
+    """A node tells of the deployment that was asked for, and of no other."""
+    async for change in everything(deployment, resume_token, events_only):
+        if change.deployment is None or deployment in {"", change.deployment.name}:
+            yield change
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
     running = Served(tmp_path)
     running.node.node = lambda: NODE  # type: ignore[method-assign]  # of our own version
+    everything = running.node.watch
+    running.node.watch = partial(_watch_one, everything)  # type: ignore[method-assign]
     yield running
     running.close()
 

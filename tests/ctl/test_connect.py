@@ -8,14 +8,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 
 from agent.ctl import connect
 from agent.ctl.exits import Exit
 from agent.errors import Unavailable
+from agent.v1 import agent_pb2 as pb
 from tests.ctl.conftest import Invoke, Run, Served
 from tests.ctl.deployments import READY
 
@@ -136,6 +139,26 @@ def test_the_read_only_socket_refuses_a_change(invoke: Invoke, served: Served) -
     done = invoke("--socket", served.readonly.path, "stop", "chat")
     assert done.exit_code == Exit.PERMISSION
     assert "hint: ask the control socket" in done.stderr
+
+
+@pytest.mark.parametrize(("version", "told"), [("0.0.9", "the daemon (0.0.9) is older than"), (None, "is older than")])
+def test_a_daemon_that_does_not_know_a_request_is_an_older_one(
+    invoke: Invoke, tmp_path: Path, version: str | None, told: str
+) -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    if version:
+        node = grpc.unary_unary_rpc_method_handler(
+            lambda _request, _context: pb.Node(version=version), response_serializer=pb.Node.SerializeToString
+        )
+        handler = grpc.method_handlers_generic_handler("agent.v1.NodeService", {"GetNode": node})
+        server.add_generic_rpc_handlers((handler,))
+    server.add_insecure_port(f"unix:{tmp_path}/old.sock")
+    server.start()
+    done = invoke("--socket", f"{tmp_path}/old.sock", "get")
+    server.stop(0).wait()
+    assert done.exit_code == Exit.PRECONDITION
+    assert told in done.stderr
+    assert "hint: restart agentd after an upgrade" in done.stderr
 
 
 @contextmanager

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from agent.ctl.exits import Exit
+from agent.status import Phase
 from tests.ctl.conftest import Run, Served
-from tests.ctl.deployments import READY
+from tests.ctl.deployments import LOADING, READY
 
 
 @pytest.fixture
-def socket(served: Served) -> Iterator[list[str]]:
+def socket(served: Served) -> list[str]:
     served.put(READY)
-    yield ["--socket", str(served.control.path)]
-
-
-@pytest.fixture
-def program(environment: dict[str, str], socket: list[str]) -> Iterator[list[subprocess.Popen[str]]]:
-    """Starts programs that run until they are interrupted; `start` is in the list's place."""
-    running: list[subprocess.Popen[str]] = []
-    yield running
-    for process in running:
-        process.kill()
-        process.wait()
+    return ["--socket", str(served.control.path)]
 
 
 def start(environment: dict[str, str], *words: str) -> subprocess.Popen[str]:
@@ -46,6 +40,37 @@ def test_status_works_with_the_variable_alone(agentctl: Run, served: Served) -> 
 def test_output_into_a_pipe_has_no_colours(agentctl: Run, socket: list[str]) -> None:
     done = agentctl("status", *socket)
     assert "\x1b" not in done.stdout
+
+
+def on_a_terminal(environment: dict[str, str], *words: str) -> tuple[int, str]:
+    """Exit code and output of a program whose stdout and stderr are a terminal."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "agent.ctl", *words]
+    with subprocess.Popen(command, env=environment, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        text = b""
+        with contextlib.suppress(OSError):  # EIO: the other side was closed
+            while part := os.read(ours, 4096):
+                text += part
+    os.close(ours)
+    return process.returncode, text.decode()
+
+
+def test_a_terminal_gets_colours_unless_they_are_unwanted(environment: dict[str, str], socket: list[str]) -> None:
+    assert "\x1b[32mREADY\x1b[0m" in on_a_terminal(environment, "status", *socket)[1]
+    assert "\x1b" not in on_a_terminal(environment | {"NO_COLOR": "1"}, "status", *socket)[1]
+    assert "\x1b" in on_a_terminal(environment, "status", "--nonsense")[1]
+    assert "\x1b" not in on_a_terminal(environment | {"NO_COLOR": "1"}, "status", "--nonsense")[1]
+
+
+def test_a_wait_on_a_terminal_moves_one_line(environment: dict[str, str], served: Served) -> None:
+    served.put(LOADING)
+    served.go_through(LOADING, replace(LOADING, phase=Phase.READY))
+    words = ["wait", "embed", "--socket", str(served.control.path)]
+    code, text = on_a_terminal(environment | {"TERM": "xterm", "COLUMNS": "120"}, *words)
+    assert code == Exit.OK
+    assert text.rstrip().endswith("deployment embed is ready")
+    assert "embed READY" in text.replace("\x1b[0m", "")
 
 
 def test_an_error_is_json_on_stderr_where_json_was_asked_for(agentctl: Run, socket: list[str]) -> None:
@@ -88,7 +113,7 @@ def test_ctrl_c_ends_silently_with_130(
         assert source.readline().startswith(first)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == Exit.INTERRUPTED
-        assert process.stderr.read() == ""
+        assert process.stderr.read().strip() == ""
 
 
 def test_events_are_followed_as_one_json_object_a_line(

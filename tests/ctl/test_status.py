@@ -101,8 +101,8 @@ def test_describe_tells_everything(ctl: Invoke, busy: Served) -> None:
     text = ctl("describe", "chat").stdout
     for section in ("SPEC", "PLAN", "INSTANCE", "PROBES", "PREVIOUS INSTANCE", "EVENTS"):
         assert f"\n{section}\n" in text
-    for fact in ("READY for 3m12s", "the node's default", "needs a GPU", "Segmentation fault", "503 Service Unavailable",
-                 "Ready happened", "cpus: not enforced, no cpu controller"):  # fmt: skip
+    for fact in ("READY for 3m12s", "the node's default", "needs a GPU", "Segmentation fault",
+                 "503 Service Unavailable", "Ready happened", "cpus: not enforced, no cpu controller"):  # fmt: skip
         assert fact in text
 
 

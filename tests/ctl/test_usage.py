@@ -43,8 +43,8 @@ def test_every_command_has_a_help_with_an_example(invoke: Invoke, path: tuple[st
 
 @pytest.mark.parametrize(
     "words",
-    ["--nonsense", "nonsense", "status extra", "get a b c", "get node x", "serve", "plan", "plan m -f f", "apply", "delete",
-     "wait chat --for sunshine", "wait chat --timeout soon", "wait chat --timeout 0", "logs chat --tail -1",
+    ["--nonsense", "nonsense", "status extra", "get a b c", "get node x", "serve", "plan", "plan m -f f", "apply",
+     "delete", "wait chat --for sunshine", "wait chat --timeout soon", "wait chat --timeout 0", "logs chat --tail -1",
      "logs chat --previous --instance i", "events --limit 0", "completion tcsh", "config schema x", "status -o xml",
      "plan -f f --name n", "serve m --set x"],
 )  # fmt: skip
