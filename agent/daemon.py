@@ -72,6 +72,7 @@ async def run(loaded: LoadedConfig) -> None:
         # One name a node: two agents of one host must not sweep each other's groups.
         cgroups = Cgroups.detect(config.daemon.cgroups, f"llm-node-agent-{stored.node_uid[:8]}")
         node = Node(loaded, stored.node_uid, store, ProcessRuntime(stored.node_uid, cgroups))
+        _tell_enforcement(node, cgroups)
         await node.restore(stored)
         cgroups.sweep_empty(set(node.recorded_instances()))
         api = await ApiServer.serve(config.api.control, config.api.readonly, node)
@@ -120,6 +121,15 @@ async def _feed_watchdog(node: Node, upkeep: Upkeep) -> None:
         else:
             log.error("work loop is late; the watchdog is not fed", seconds=round(late, 1))
         await asyncio.sleep(period)
+
+
+def _tell_enforcement(node: Node, cgroups: Cgroups) -> None:
+    if cgroups.problems:
+        # Neither good nor bad by itself: only a spec with kernel limits misses them, and its instance says so.
+        problems = "; ".join(f"{controller}: {problem}" for controller, problem in cgroups.problems.items())
+        node.conditions.set("LimitsEnforced", None, "CgroupsNotWritable", problems)
+    else:
+        node.conditions.set("LimitsEnforced", True, "CgroupsWritable", "limits of a spec are enforced by the kernel")
 
 
 def _status_line(node: Node) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from agent.ctl.exits import Exit, exit_of
+from agent.ctl.values import short
 from agent.errors import AgentError, InvalidArgument
 from agent.v1 import agent_pb2 as pb
 
@@ -48,7 +49,7 @@ class DeploymentFailed(AgentError):
     code = "deployment_failed"
 
     def __init__(self, deployment: pb.Deployment) -> None:
-        name, diagnosis = deployment.name.rpartition("/")[2], deployment.diagnosis
+        name, diagnosis = short(deployment.name), deployment.diagnosis
         cause = (
             f"{diagnosis.code}: {diagnosis.message}" if diagnosis.code else f"{deployment.reason}: {deployment.message}"
         )
@@ -80,7 +81,8 @@ def report(error: AgentError, *, as_json: bool) -> Exit:
 def _lines(error: AgentError) -> list[str]:
     first, *more = error.message.splitlines() or [type(error).__name__]
     lines = [click.style("error: ", fg="red", bold=True) + first, *(f"  {line}" for line in more)]
-    lines += [f"  {violation.field}: {violation.rule}" for violation in error.violations]
+    rules = [f"{violation.field}: {violation.rule}" for violation in error.violations]
+    lines += [f"  {rule}" for rule in rules if rule not in error.message]  # a single one often is the message
     if isinstance(error, DeploymentFailed):
         lines += [f"  evidence: {line}" for line in error.diagnosis.evidence.splitlines()]
     if error.hint:

@@ -13,82 +13,80 @@ _FETCH_AGAIN = "fetch the model again: its file is not what was published"
 #: The first that is found decides, so causes stand before their consequences.
 SIGNATURES: tuple[Signature, ...] = (
     Signature(
-        re.compile(r"couldn't bind HTTP server socket, hostname: (\S+), port: (\d+)"),
+        r"couldn't bind HTTP server socket, hostname: (\S+), port: (\d+)",
         DiagnosisCode.PORT_TAKEN,
         "port {1} on {0} is taken by another process",
         "free the port, or let the agent choose one with `port: auto`",
     ),
     Signature(
-        re.compile(r"error: invalid argument: (.+)"),
+        r"error: invalid argument: (.+)",
         DiagnosisCode.BAD_FLAG,
         "the engine does not know the argument {0}",
         "remove it from extra_args; another version of the engine may know it",
     ),
     Signature(
-        re.compile(r'error while handling argument "(.+?)": (.+)'),
+        r'error while handling argument "(.+?)": (.+)',
         DiagnosisCode.BAD_FLAG,
         "the engine refused the value of {0} ({1})",
         "correct it in extra_args",
     ),
     Signature(
-        re.compile(r"failed to open GGUF file '(.*)' \((?:No such file|Permission denied|Not a directory).*\)"),
+        r"failed to open GGUF file '(.*)' \((?:No such file|Permission denied|Not a directory).*\)",
         DiagnosisCode.MODEL_MISSING,
         "the model file {0} cannot be opened",
         "check that it is there and readable for the agent's user",
     ),
     Signature(
-        re.compile(r"unknown model architecture: '(.+)'|unsupported model architecture"),
+        r"unknown model architecture: '(.+)'|unsupported model architecture",
         DiagnosisCode.MODEL_UNSUPPORTED,
         "this build of llama.cpp does not know the model's architecture",
         "use a newer llama.cpp, or another model",
     ),
     Signature(
-        re.compile(r"this GGUF file is version (\d+) but this software only supports"),
+        r"this GGUF file is version (\d+) but this software only supports",
         DiagnosisCode.MODEL_UNSUPPORTED,
         "this build of llama.cpp does not read GGUF version {0}",
         "use a newer llama.cpp",
     ),
     Signature(
-        re.compile(r"unknown pre-tokenizer type: '(.+)'|unknown tokenizer: '(.+)'"),
+        r"unknown pre-tokenizer type: '(.+)'|unknown tokenizer: '(.+)'",
         DiagnosisCode.MODEL_UNSUPPORTED,
         "this build of llama.cpp does not know the model's tokenizer",
         "use a newer llama.cpp",
     ),
     Signature(
-        re.compile(r"tensor '(.+)' data is not within the file bounds"),
+        r"tensor '(.+)' data is not within the file bounds",
         DiagnosisCode.MODEL_CORRUPT,
         "the model file ends before its tensor {0} does",
         _FETCH_AGAIN,
     ),
     Signature(
-        re.compile(r"gguf_init_from_(?:reader|file): (?!failed to open)(.+)"),
+        r"gguf_init_from_(?:reader|file): (?!failed to open)(.+)",
         DiagnosisCode.MODEL_CORRUPT,
         "the model file is no valid GGUF: {0}",
         _FETCH_AGAIN,
     ),
     Signature(
-        re.compile(r"(wrong number of tensors|has wrong shape|missing tensor|key not found in model|invalid split)"),
+        r"(wrong number of tensors|has wrong shape|missing tensor|key not found in model|invalid split)",
         DiagnosisCode.MODEL_CORRUPT,
         "the model file does not hold what its own header promises ({0})",
         _FETCH_AGAIN,
     ),
     Signature(
-        re.compile(r"(?:cudaMalloc failed|ErrorOutOfDeviceMemory|CUDA error): ?out of memory|ErrorOutOfDeviceMemory"),
+        r"(?:cudaMalloc failed|ErrorOutOfDeviceMemory|CUDA error): ?out of memory|ErrorOutOfDeviceMemory",
         DiagnosisCode.DEVICE_OOM,
         "the device's memory was exhausted",
         _SMALLER,
     ),
     Signature(
-        re.compile(
-            r"std::bad_alloc|failed to allocate (?:buffer|compute|output|\S+ buffer of size)"
-            r"|unable to allocate .* buffer|Cannot allocate memory"
-        ),
+        r"std::bad_alloc|failed to allocate (?:buffer|compute|output|\S+ buffer of size)"
+        r"|unable to allocate .* buffer|Cannot allocate memory",
         DiagnosisCode.HOST_OOM,
         "the system refused the engine memory that it asked for",
         _SMALLER,
     ),
     Signature(
-        re.compile(r"error while loading shared libraries: (\S+): (.+)"),
+        r"error while loading shared libraries: (\S+): (.+)",
         DiagnosisCode.BINARY_MISSING,
         "the engine's library {0} cannot be loaded: {1}",
         "install it, or set engines.llama.cpp.binary to a complete build",

@@ -23,7 +23,7 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 class Signature:
     """A log line that names the cause. `message` may hold the pattern's groups as {0}, {1} ..."""
 
-    pattern: re.Pattern[str]
+    pattern: str  # a regular expression, compiled when a log is first read: the start of the agent needs none
     code: DiagnosisCode
     message: str
     hint: str = ""
@@ -34,7 +34,7 @@ def find(signatures: Sequence[Signature], log_tail: str) -> Diagnosis | None:
     lines = [_COLOURS.sub("", line).strip() for line in log_tail.splitlines()]
     for signature in signatures:
         for line in reversed(lines):
-            if match := signature.pattern.search(line):
+            if match := re.search(signature.pattern, line):
                 message = signature.message.format(*match.groups())
                 return Diagnosis(signature.code, message, line[:EVIDENCE_CHARACTERS], signature.hint)
     return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import cache
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from pathlib import Path
 from agent.v1 import agent_pb2 as pb
 from scripts._bench import peers
 from scripts._bench.figures import Figure, Sample, Target
-from scripts._bench.place import Place, milliseconds_since, spec
+from scripts._bench.place import LAUNCHER, Place, milliseconds_since, spec
 from tests.harness import PHASE, Daemon, free_port, wait_true
 
 PART = "crash"
@@ -116,8 +116,7 @@ def _agent(place: Place, node: Daemon, stack: ExitStack) -> tuple[Contender, lis
     contender.next_pid()
     contender.port = node.wait("m").instance.port
     argv = Path(f"/proc/{contender.pid}/cmdline").read_text().split("\0")[:-1]
-    flags = argv[argv.index("--host") :] if "--host" in argv else argv[5:]
-    return contender, [str(place.engine), *flags]
+    return contender, [str(place.engine), *argv[argv.index(str(LAUNCHER)) + 1 :]]
 
 
 def _peer(place: Place, name: str, child: Sequence[str], stack: ExitStack) -> Contender:

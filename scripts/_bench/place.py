@@ -24,6 +24,7 @@ from tests.gguf_factory import make_gguf
 from tests.harness import Daemon, gone, wait_true
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+LAUNCHER = ROOT / "agent/embedded/llama_server.py"
 MARK = "LLM_AGENT_BENCH"
 
 #: The engine as everybody starts it: llama.cpp behind our launcher, which first says its pid to whoever measures.
@@ -85,7 +86,7 @@ def opened() -> Iterator[Place]:
         root = Path(name)
         os.environ[MARK] = name  # for all that is started; the kernel does not show it as ours
         engine = root / "engine"
-        engine.write_text(ENGINE.format(python=sys.executable, launcher=ROOT / "agent/embedded/llama_server.py"))
+        engine.write_text(ENGINE.format(python=sys.executable, launcher=LAUNCHER))
         engine.chmod(0o755)
         place = Place(root, make_gguf(root / "tiny.gguf"), engine)
         try:

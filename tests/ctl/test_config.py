@@ -75,7 +75,7 @@ def test_a_file_is_checked_as_what_its_keys_say_it_is(
 def test_a_file_without_telling_keys_is_checked_as_what_it_is_said_to_be(invoke: Invoke, tmp_path: Path) -> None:
     file = tmp_path / "spec.yaml"
     file.write_text("name: chat\n")
-    assert "  model: " in invoke("config", "check", file, "--kind", "spec").stderr
+    assert "error: model: " in invoke("config", "check", file, "--kind", "spec").stderr
 
 
 def test_a_missing_file_is_not_found(invoke: Invoke) -> None:
