@@ -85,6 +85,10 @@ async def run(loaded: LoadedConfig) -> None:
     finally:
         await store.close()
     log.info("stopped")
+    # Everything is durable and nothing is left to do. A thread that hangs in dead storage or a sick driver would hold
+    # up the interpreter's own end for ever: leave without it.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 async def _serve(node: Node, *, recreated: bool, stop: asyncio.Event) -> None:

@@ -86,8 +86,8 @@ def inode(path: str) -> int:
 
 
 def traces(directory: Path) -> bool:
-    """Whether there was a database here before, whatever is left of it."""
-    return any(os.path.lexists(directory / name) for name in (*PARTS, BACKUP))
+    """Whether there was a database here before, whatever is left of it: it is older than the node's identity."""
+    return any(os.path.lexists(directory / name) for name in (*PARTS, BACKUP, NODE_UID))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -103,7 +103,7 @@ def test_a_stopped_daemon_process_is_told_within_the_timeout(agentctl: Run, tmp_
         "from tests.api.conftest import Socket; from tests.api.fake_node import FakeNode\n"
         "async def main():\n"
         "    root = pathlib.Path(sys.argv[1])\n"
-        "    await ApiServer.serve(Socket(root / 'c.sock'), Socket(root / 'r.sock'), FakeNode())\n"
+        "    server = await ApiServer.serve(Socket(root / 'c.sock'), Socket(root / 'r.sock'), FakeNode())\n"
         "    print('serving', flush=True); await asyncio.Event().wait()\n"
         "asyncio.run(main())\n"
     )
