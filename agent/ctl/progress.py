@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +15,9 @@ from agent.ctl.output import size
 from agent.ctl.values import short
 from agent.ctl.watching import Report
 from agent.v1 import agent_pb2 as pb
+
+#: Cells of the bar: with names and sizes the line stays below 80 columns.
+WIDTH = 24
 
 
 @contextmanager
@@ -48,24 +53,20 @@ def _line(deployment: pb.Deployment) -> str:
 
 @contextmanager
 def _moving_line() -> Iterator[Report]:
-    from rich.console import Console  # noqa: PLC0415  (75 ms that only a wait on a terminal pays)
-    from rich.markup import escape  # noqa: PLC0415
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+    """One line that is drawn over with each state, and gone at the end."""
+    began = time.monotonic()
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[counted]}"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("asking", total=None, counted="")
+    def report(deployment: pb.Deployment) -> None:
+        step = deployment.progress
+        told = f"{short(deployment.name)} {rows.phase(deployment)} {step.step or deployment.reason}"
+        if step.total_bytes:
+            done = min(WIDTH, WIDTH * step.done_bytes // step.total_bytes)
+            told += f" {'█' * done}{'░' * (WIDTH - done)} {size(step.done_bytes)} of {size(step.total_bytes)}"
+        columns = shutil.get_terminal_size().columns - 1
+        line = f"{told}  {time.monotonic() - began:.0f}s"[:columns]
+        click.echo(f"\r\x1b[K{line}", nl=False, err=True)
 
-        def report(deployment: pb.Deployment) -> None:
-            step = deployment.progress
-            told = f"{short(deployment.name)} {rows.phase(deployment)} {step.step or deployment.reason}"
-            counted = f"{size(step.done_bytes)} of {size(step.total_bytes)}" if step.total_bytes else ""
-            bar.update(
-                task,
-                description=escape(told),
-                total=step.total_bytes or None,
-                completed=step.done_bytes,
-                counted=counted,
-            )
-
+    try:
         yield report
+    finally:
+        click.echo("\r\x1b[K", nl=False, err=True)
