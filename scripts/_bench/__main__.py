@@ -1,4 +1,4 @@
-"""The second half of scripts/bench: runs the parts one after the other, prints the table or JSON."""
+"""The second half of scripts/bench: runs the parts one after the other, then prints the table or JSON."""
 
 from __future__ import annotations
 
@@ -25,31 +25,36 @@ PARTS: Mapping[str, Callable[..., list[Figure]]] = {
 
 def main() -> int:
     arguments = _parser().parse_args()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, _interrupt)
+    report = {"date": dt.datetime.now(dt.UTC).date().isoformat(), "quick": arguments.quick, **_machine()}
     figures: list[Figure] = []
     with place.opened() as here:
         for name in arguments.only:
             sys.stderr.write(f"bench: {name} ...\n")
-            figures += PARTS[name](here, quick=arguments.quick)
-    report = {"date": dt.datetime.now(dt.UTC).date().isoformat(), "quick": arguments.quick, "machine": machine()}
+            try:
+                figures += PARTS[name](here, quick=arguments.quick)
+            finally:
+                here.end()
     if arguments.json:
         print(json.dumps({**report, "figures": [figure.data() for figure in figures]}, indent=2))
     else:
-        print(", ".join(f"{key}: {value}" for key, value in {**report, **machine()}.items() if key != "machine"))
+        print("; ".join(f"{name} {value}" for name, value in report.items()))
         print(table(figures))
     return 0
 
 
-def machine() -> dict[str, Any]:
+def _machine() -> dict[str, Any]:
     """Its class, not its name."""
-    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    cpus = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in cpus if line.startswith("model name")), "unknown")
     return {
         "cpus": os.cpu_count(),
-        "cpu": model.partition(":")[2].strip() or platform.machine(),
+        "cpu": model,
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "kernel": platform.release(),
+        "kernel": platform.release().partition("-")[0],
         "python": platform.python_version(),
-        "load_1min": os.getloadavg()[0],
+        "load_before": round(os.getloadavg()[0], 1),
     }
 
 
@@ -60,15 +65,16 @@ def _interrupt(*_: object) -> NoReturn:
 def _parts(text: str) -> list[str]:
     wanted = text.split(",")
     if unknown := [name for name in wanted if name not in PARTS]:
-        raise argparse.ArgumentTypeError(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+        raise argparse.ArgumentTypeError(f"there is no {', '.join(unknown)}; there are {', '.join(PARTS)}")
     return wanted
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="scripts/bench")
+    """Its options are explained in scripts/bench."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", usage="scripts/bench --help", add_help=False)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", type=_parts, default=list(PARTS), metavar="NAME[,NAME]")
+    parser.add_argument("--only", type=_parts, default=list(PARTS))
     return parser
 
 
@@ -76,4 +82,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit("bench: interrupted; everything that was started is ended")
+        sys.stderr.write("bench: interrupted; everything that was started is ended\n")
+        sys.exit(130)

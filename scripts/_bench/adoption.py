@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 from scripts._bench.figures import Figure, Sample, Target
 from scripts._bench.place import Place, milliseconds_since, serve
 from scripts._bench.startup import floor, notified, start_until_ready
 from tests.harness import PHASE, Daemon, wait_true
-
-import time
 
 PART = "adoption"
 INSTANCES = 20
@@ -16,21 +16,17 @@ RUNS, QUICK_RUNS = 7, 2
 
 def measure(place: Place, *, quick: bool) -> list[Figure]:
     node = place.node("adoption").start()
-    try:
-        serve(place, node, INSTANCES)
-        pids = _serving(node)
-        imports, ready, shown = [], [], []
-        with notified(place) as here:
-            for _ in range(QUICK_RUNS if quick else RUNS):
-                imports.append(floor(place, here))
-                node.kill()
-                began = time.monotonic_ns()
-                ready.append(start_until_ready(node, here))
-                wait_true(lambda: _serving(node) == pids, what="the same engines are READY")
-                shown.append(milliseconds_since(began))
-    finally:
-        node.cleanup()
-        place.end()
+    serve(place, node, INSTANCES)
+    pids = _serving(node)
+    imports, ready, shown = [], [], []
+    with notified(place) as here:
+        for _ in range(QUICK_RUNS if quick else RUNS):
+            imports.append(floor(place, here))
+            node.kill()
+            began = time.monotonic_ns()
+            ready.append(start_until_ready(node, here))
+            wait_true(lambda: _serving(node) == pids, what="the same engines are READY")
+            shown.append(milliseconds_since(began))
     bare = {"bare imports": Sample.of(imports)}
     second = Target("at most 1 s", 1000)
     return [

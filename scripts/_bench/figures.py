@@ -70,7 +70,7 @@ class Figure:
 
 def table(figures: Iterable[Figure]) -> str:
     """Aligned columns: who took how long, how many times a peer's time the agent needs, and what is asked of it."""
-    rows = [("what", "who", "median", "min .. max", "agent is", "target")]
+    rows: list[tuple[str, ...]] = [("what", "who", "median", "min .. max", "agent takes", "target")]
     for figure in figures:
         rows += _rows(figure)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -79,7 +79,9 @@ def table(figures: Iterable[Figure]) -> str:
 
 def _rows(figure: Figure) -> list[tuple[str, ...]]:
     target = f"{'pass' if figure.met else 'MISS'}: {figure.target.text}" if figure.target else ""
-    rows = [(f"{figure.part}: {figure.what} ({figure.unit})", "agent", *_numbers(figure.agent), "", target)]
+    rows: list[tuple[str, ...]] = [
+        (f"{figure.part}: {figure.what} ({figure.unit})", "agent", *_numbers(figure.agent), "", target)
+    ]
     for name, sample in figure.others.items():
         ratio = figure.ratio(name)
         rows.append(("", name, *_numbers(sample), f"{ratio:.2f} x" if ratio is not None else "", ""))

@@ -22,18 +22,14 @@ QUICK_WINDOWS, QUICK_WINDOW_SECONDS, QUICK_SETTLE_SECONDS = 1, 10.0, 5.0
 
 def measure(place: Place, *, quick: bool) -> list[Figure]:
     node = place.node("idle").start()
-    try:
-        serve(place, node, INSTANCES)
-        assert node.process is not None
-        pids = {"agent": node.process.pid, **_supervisord(place), "bare imports": _imports(place)}
-        shims = [process.pid for process in node.engines() if "shim.sh" in " ".join(process.cmdline())]
-        time.sleep(QUICK_SETTLE_SECONDS if quick else SETTLE_SECONDS)
-        windows, seconds = (QUICK_WINDOWS, QUICK_WINDOW_SECONDS) if quick else (WINDOWS, WINDOW_SECONDS)
-        rss, pss, cpu = _watch(pids, windows, seconds)
-        shells = Sample.of([sum(memory(pid)[1] for pid in shims)])
-    finally:
-        node.cleanup()
-        place.end()
+    serve(place, node, INSTANCES)
+    assert node.process is not None
+    pids = {"agent": node.process.pid, **_supervisord(place), "bare imports": _imports(place)}
+    shims = [process.pid for process in node.engines() if "shim.sh" in " ".join(process.cmdline())]
+    time.sleep(QUICK_SETTLE_SECONDS if quick else SETTLE_SECONDS)
+    windows, seconds = (QUICK_WINDOWS, QUICK_WINDOW_SECONDS) if quick else (WINDOWS, WINDOW_SECONDS)
+    rss, pss, cpu = _watch(pids, windows, seconds)
+    shells = Sample.of([sum(memory(pid)[1] for pid in shims)])
     idle_cpu = {name: sample for name, sample in cpu.items() if name == "supervisord"}
     return [
         Figure(PART, f"PSS with {INSTANCES} instances", "MiB", pss.pop("agent"), pss, Target("at most 75 MiB", 75)),

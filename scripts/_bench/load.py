@@ -43,7 +43,7 @@ async def main(rounds: int, calls: int, targets: Sequence[str]) -> None:
     for target in targets:
         name, _, address = target.partition("=")
         path, _, method = address.partition(":")
-        callables[name] = grpc.aio.insecure_channel(f"unix:{path}").unary_unary(method)
+        callables[name] = grpc.aio.insecure_channel(f"unix:{path}").unary_unary(method, None, None)
         await latencies(callables[name], WARM_UP_CALLS, max(CONCURRENCIES))
     gc.freeze()
     for _, concurrency, (name, call) in itertools.product(range(rounds), CONCURRENCIES, callables.items()):

@@ -1,4 +1,4 @@
-"""The supervisors that the agent is compared with, each over the same child: runit's runsv, supervisord, a loop of sh."""
+"""The supervisors that the agent is compared with, over the same child: runit's runsv, supervisord, a loop of sh."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scripts._bench.place import Place
 Start = Callable[[Place, Path, Sequence[str], Mapping[str, str]], None]
 
 
-def _loop(place: Place, directory: Path, child: Sequence[str], environ: Mapping[str, str]) -> None:
+def _loop(place: Place, _directory: Path, child: Sequence[str], environ: Mapping[str, str]) -> None:
     place.spawn(["sh", "-c", f"while :; do {shlex.join(child)}; done"], environ)
 
 

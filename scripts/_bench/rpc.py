@@ -22,22 +22,16 @@ LOAD_SECONDS = 300.0
 
 def measure(place: Place, *, quick: bool) -> list[Figure]:
     node = place.node("rpc").start()
-    try:
-        serve(place, node, DEPLOYMENTS)
-        path = place.root / "echo.sock"
-        place.spawn([sys.executable, "-m", "scripts._bench.echo", str(path)])
-        wait_true(path.exists, what="the echo listens")
-        agent = f"agent={node.control}:/agent.v1.NodeService/GetStatus"
-        rounds, calls = (QUICK_ROUNDS, QUICK_CALLS) if quick else (ROUNDS, CALLS)
-        results = _load(rounds, calls, agent, f"echo={path}:/{echo.SERVICE}/{echo.METHOD}")
-        with node.client() as client:
-            size = client.get_status().ByteSize() / 1024
-    finally:
-        node.cleanup()
-        place.end()
-    figures = [
-        _figure(results, concurrency, quantile) for concurrency in CONCURRENCIES for quantile in ("p50", "p99")
-    ]
+    serve(place, node, DEPLOYMENTS)
+    path = place.root / "echo.sock"
+    place.spawn([sys.executable, "-m", "scripts._bench.echo", str(path)])
+    wait_true(path.exists, what="the echo listens")
+    agent = f"agent={node.control}:/agent.v1.NodeService/GetStatus"
+    rounds, calls = (QUICK_ROUNDS, QUICK_CALLS) if quick else (ROUNDS, CALLS)
+    results = _load(rounds, calls, agent, f"echo={path}:/{echo.SERVICE}/{echo.METHOD}")
+    with node.client() as client:
+        size = client.get_status().ByteSize() / 1024
+    figures = [_figure(results, concurrency, quantile) for concurrency in CONCURRENCIES for quantile in ("p50", "p99")]
     return [*figures, Figure(PART, "size of the answer", "KiB", Sample.of([size]))]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -81,15 +82,15 @@ def floor(place: Place, here: Notified) -> float:
 
 
 def python(code: str) -> list[str]:
-    import sys
-
     return [sys.executable, "-c", code]
 
 
 def measure(place: Place, *, quick: bool) -> list[Figure]:
     full = place.node("stored")
     _store_deployments(place, full)
-    imports, empty, stored = [], [], []
+    imports: list[float] = []
+    empty: list[float] = []
+    stored: list[float] = []
     with notified(place) as here:
         for run in range(QUICK_RUNS if quick else RUNS):
             imports.append(floor(place, here))

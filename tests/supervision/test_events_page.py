@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def _reasons(tree: ast.AST) -> Iterator[str]:
-    """String constants in the place of a reason: Event("X", ...), journal.event("X", ...), conditions.set(_, _, "X")."""
+    """String constants in the place of a reason: Event("X"), journal.event("X"), conditions.set(_, _, "X")."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
