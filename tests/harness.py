@@ -223,17 +223,18 @@ def complete(endpoint: str, timeout: float = 10.0) -> dict[str, Any]:
 
 
 class Traffic(threading.Thread):
-    """A client that never stops asking; `failures` are the answers it did not get."""
+    """A client that never stops asking, with `pause` seconds between; `failures` are the answers it did not get."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, pause: float = 0.0) -> None:
         super().__init__(daemon=True)
         self.endpoint = endpoint
+        self.pause = pause
         self.answers = 0
         self.failures: list[str] = []
         self._halt = threading.Event()
 
     def run(self) -> None:
-        while not self._halt.is_set():
+        while not self._halt.wait(self.pause):
             try:
                 complete(self.endpoint)
                 self.answers += 1

@@ -12,6 +12,7 @@ import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 #: Instruction sets that decide which binaries and kernels run; names as in /proc/cpuinfo.
@@ -106,15 +107,21 @@ def _os_name(root: Path) -> str:
 
 def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
     """(limit, used without reclaimable page cache) of each cgroup above this process that limits memory."""
-    for folder in _cgroups(root, ""):
+    for folder in _limiting(root, "", "memory.max"):
         limit = _number(folder / "memory.max")
         if limit is not None:
             yield limit, max(0, (_number(folder / "memory.current") or 0) - _stat(folder, "inactive_file"))
-    for folder in _cgroups(root, "memory"):
+    for folder in _limiting(root, "memory", "memory.limit_in_bytes"):
         limit = _number(folder / "memory.limit_in_bytes")
         if limit is not None and limit < _UNLIMITED:
             used = _number(folder / "memory.usage_in_bytes") or 0
             yield limit, max(0, used - _stat(folder, "total_inactive_file"))
+
+
+@cache
+def _limiting(root: Path, controller: str, file: str) -> tuple[Path, ...]:
+    """The groups with that file, looked for once: the agent stays in its cgroup, and is sampled every few seconds."""
+    return tuple(folder for folder in _cgroups(root, controller) if (folder / file).is_file())
 
 
 def _cpu_quota(root: Path) -> float | None:

@@ -302,7 +302,6 @@ class Actor:
             return
         self._begin(launch.record)
         try:
-            launching.write_record(launch, self.record)
             services.fail("before-intent")
             self.record = await self.journal.flush(self.record, self.state)
             services.fail("after-intent")
@@ -318,6 +317,7 @@ class Actor:
         self.watch_exit(self.handle)
         await self._flush()
         services.fail("after-handle")
+        self._spawn("record", asyncio.to_thread(launching.write_record, launch.record, self.record))
         self.post(m.Launched())
 
     def _begin(self, record: InstanceRecord) -> None:

@@ -7,6 +7,7 @@ few HTTP threads, and because "connects and answers" is what a probe must find o
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import h11
 
@@ -29,30 +30,36 @@ async def request(host: str, port: int, req: HttpRequest, *, timeout: float, tok
 
 
 async def _exchange(host: str, port: int, req: HttpRequest, token: str) -> HttpReply:
-    reader, writer = await asyncio.open_connection(host, port)
-    try:
-        connection = h11.Connection(h11.CLIENT)
-        body = req.body.encode()
-        headers = [("Host", f"{host}:{port}"), ("Connection", "close")]
-        if body:
-            headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        if token:
-            headers.append(("Authorization", f"Bearer {token}"))
-        head = connection.send(h11.Request(method=req.method, target=req.path, headers=headers)) or b""
-        data = (connection.send(h11.Data(data=body)) or b"") if body else b""
-        writer.write(head + data + (connection.send(h11.EndOfMessage()) or b""))
-        return await _read_reply(connection, reader)
-    finally:
-        # Not waited for: a hung engine never finishes a graceful close.
-        writer.transport.abort()
+    loop = asyncio.get_running_loop()
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # A bare socket: streams would cost more than everything else in a probe, and nothing here is streamed.
+    with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as connection:
+        await loop.sock_connect(connection, (host, port))
+        protocol = h11.Connection(h11.CLIENT)
+        await loop.sock_sendall(connection, _message(protocol, host, port, req, token))
+        return await _read_reply(loop, connection, protocol)
 
 
-async def _read_reply(connection: h11.Connection, reader: asyncio.StreamReader) -> HttpReply:
+def _message(protocol: h11.Connection, host: str, port: int, req: HttpRequest, token: str) -> bytes:
+    body = req.body.encode()
+    headers = [("Host", f"{host}:{port}"), ("Connection", "close")]
+    if body:
+        headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    if token:
+        headers.append(("Authorization", f"Bearer {token}"))
+    events: list[h11.Event] = [h11.Request(method=req.method, target=req.path, headers=headers)]
+    events += [h11.Data(data=body)] if body else []
+    return b"".join(protocol.send(event) or b"" for event in (*events, h11.EndOfMessage()))
+
+
+async def _read_reply(
+    loop: asyncio.AbstractEventLoop, connection: socket.socket, protocol: h11.Connection
+) -> HttpReply:
     status, parts, size = 0, [], 0
     while True:
-        event = connection.next_event()
+        event = protocol.next_event()
         if event is h11.NEED_DATA:
-            connection.receive_data(await reader.read(65536))
+            protocol.receive_data(await loop.sock_recv(connection, 65536))
         elif isinstance(event, h11.Response):
             status = event.status_code
         elif isinstance(event, h11.Data):

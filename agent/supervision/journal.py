@@ -78,9 +78,9 @@ class Journal:
         """
         if self._writing is not None:
             await asyncio.wait([self._writing])
-        record = codec.with_state(record, state)
         if not (self._events or self._instances or self._dropped or extra or self._state_changed):
             return record
+        record = codec.with_state(record, state)
         self._writing = asyncio.create_task(self._write(record, state, extra))
         await asyncio.shield(self._writing)
         return record

@@ -83,14 +83,13 @@ def prepare(plan: Plan, spec: DeploymentSpec, attempt: int, services: Services, 
     return Launch(record, request)
 
 
-def write_record(launch: Launch, deployment: DeploymentRecord) -> None:
-    """Leave the records beside the instance, so that a running engine can be taken over even without the database.
+def write_record(instance: InstanceRecord, deployment: DeploymentRecord) -> None:
+    """Leave the records beside a running instance, so that it can be taken over even if the database is lost.
 
     Not fsynced: an engine that runs is proof that the host did not go down since.
     """
-    launch.request.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    body = json.dumps({"deployment": asdict(deployment), "instance": asdict(launch.record)})
-    (launch.request.directory / RECORD).write_text(body)
+    body = json.dumps({"deployment": asdict(deployment), "instance": asdict(instance)})
+    (directory(instance) / RECORD).write_text(body)
 
 
 async def forget(
