@@ -43,7 +43,7 @@ from agent.supervision import clock, codec, launching, views
 from agent.supervision import machine as m
 from agent.supervision.decide import decide
 from agent.supervision.journal import Journal
-from agent.supervision.machine import Action, Observation, Rules
+from agent.supervision.machine import Action, Goal, Observation, Rules
 from agent.supervision.preparation import PreparationError
 from agent.supervision.probing import Prober, Target
 from agent.supervision.services import Services
@@ -188,6 +188,8 @@ class Actor:
             self.rules = Rules.of(self.spec)
         self.record = record
         await self._step(m.Wanted(codec.want(record)))
+        await self._flush()
+        self.services.changed(self.name)  # whoever was answered reads what it wrote
         if not update.done.done():
             update.done.set_result(self.status())
 
@@ -343,9 +345,14 @@ class Actor:
         else:
             tail = logs.tail_text(launching.log_path(instance))
             diagnosis = self.services.engine(plan.engine).diagnose(exit, tail)
-        expected = self.state.phase in {Phase.DRAINING, Phase.STOPPING, Phase.STUCK}
-        kept = codec.dump_diagnosis(self.state.diagnosis if expected else diagnosis)
-        self.journal.note(ended_at=exit.at or clock.wall(), exit_json=codec.dump_exit(exit), diagnosis_json=kept)
+        cause: Diagnosis | None = diagnosis
+        if self.state.phase in {Phase.DRAINING, Phase.STOPPING, Phase.STUCK}:  # it was asked to end: because it failed?
+            cause = self.state.diagnosis if self.state.goal is Goal.RETRY else None
+        self.journal.note(
+            ended_at=exit.at or clock.wall(),
+            exit_json=codec.dump_exit(exit),
+            diagnosis_json=codec.dump_diagnosis(cause),
+        )
         self.post(m.Exited(exit, diagnosis))
 
     def _drain(self) -> None:

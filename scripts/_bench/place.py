@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from agent.runtimes import cgroups
 from tests.gguf_factory import make_gguf
 from tests.harness import Daemon, gone
 
@@ -73,6 +74,15 @@ class Place:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"processes survive SIGKILL: {alive}")
 
+    def remove_cgroups(self) -> None:
+        """An agent keeps its groups for its next start, which never comes for those in here."""
+        for uid in self.root.glob("*/state/node.uid"):
+            name = f"llm-node-agent-{uid.read_text()[:8]}"
+            for location in cgroups.Cgroups.detect("auto", name).locations.values():
+                if location.parent.name == name:
+                    children = (str(child) for child in location.parent.iterdir() if child.is_dir())
+                    cgroups.remove((*children, str(location.parent)))
+
     def _alive(self) -> list[psutil.Process]:
         mark, found = f"{MARK}={self.root}".encode(), []
         for path in Path("/proc").glob("[0-9]*/environ"):
@@ -100,6 +110,7 @@ def opened() -> Iterator[Place]:
             yield place
         finally:
             place.end()
+            place.remove_cgroups()
 
 
 def spec(place: Place, name: str, **fields: Any) -> dict[str, Any]:

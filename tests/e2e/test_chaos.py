@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import psutil
@@ -107,29 +108,31 @@ class Operator(threading.Thread):
     def _change(self, client: Any, truth: Truth, action: str, name: str) -> None:
         self._round += 1
         request = f"{action}-{self._round}"
-        spec = self.node.spec(name, restart=RESTART, environment={"ROUND": str(self._round)})
-        call: Callable[[], pb.Deployment]
         if action == "apply":
-            call = lambda: client.apply_deployment(spec, request_id=request).deployment  # noqa: E731
+            spec = self.node.spec(name, restart=RESTART, environment={"ROUND": str(self._round)})
+            call = partial(client.apply_deployment, spec, request_id=request)
         else:
-            call = lambda: getattr(client, f"{action}_deployment")(name, request_id=request)  # noqa: E731
+            call = partial(getattr(client, f"{action}_deployment"), name, request_id=request)
         made = _made(action, str(self._round))
         truth.unanswered = made
         try:
             answer = call()
+            answer = answer.deployment if action == "apply" else answer
         except FailedPrecondition:
             truth.unanswered = None  # refused: nothing changed
             return
         assert made(truth.acknowledged, answer), f"{action} was answered with\n{answer}"
         truth.acknowledged, truth.unanswered = answer, None
+        truth.check(find(client, name))  # and whoever asks now is told the same
 
     def _crash(self) -> None:
         """kill -9 of one server, if any is there by now."""
-        for process in self.chance.sample(servers := [p for name in NAMES for p in self.node.servers(name)], len(servers)):
+        servers = [process for name in NAMES for process in self.node.servers(name)]
+        if servers:
+            victim = self.chance.choice(servers)
             with contextlib.suppress(psutil.Error):
-                self.crashed.add(process.environ()["LLM_NODE_AGENT_INSTANCE"])
-                process.kill()
-                return
+                self.crashed.add(victim.environ()["LLM_NODE_AGENT_INSTANCE"])
+                victim.kill()
 
 
 def _made(action: str, number: str) -> Callable[[pb.Deployment | None, pb.Deployment | None], bool]:
