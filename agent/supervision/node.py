@@ -53,6 +53,8 @@ class Node:
         self._watchers = watch.Watchers()
         self._background: set[asyncio.Task[None]] = set()
         self.conditions = Conditions(self.announce)
+        # How the state is while it can be written: that it was lost once stays true for this agent's life.
+        self._state: tuple[bool, str, str] = (True, "StateWritable", "changes are made durable")
         self._preparation = Preparation(self.settings, self._inventory)
         self.services = Services(
             config=self.settings, node_uid=node_uid, store=store, runtime=runtime, preparation=self._preparation,
@@ -101,12 +103,12 @@ class Node:
             message = f"{item.what}: {item.problem}; kept in {item.where}"
             self.announce(Event("RecordQuarantined", message, Severity.ERROR, at=clock.wall()))
         if loaded.recreated:
-            self.conditions.set("StateHealthy", False, "StateRecreated", "the database was damaged and was begun anew; "
-                                "what could be read was kept, strays are reported and not killed")  # fmt: skip
-        elif not self.store.writable:
-            self.conditions.set("StateHealthy", False, "StateReadOnly", self.store.problem)
+            self._state = (False, "StateRecreated", "the database was damaged and was begun anew; what could be read "
+                           "was kept, strays are reported and not killed")  # fmt: skip
+        if self.store.writable:
+            self.conditions.set("StateHealthy", *self._state)
         else:
-            self.conditions.set("StateHealthy", True, "StateWritable", "changes are made durable")
+            self.conditions.set("StateHealthy", False, "StateReadOnly", self.store.problem)
 
     async def close(self) -> None:
         """End the agent's own work. No engine is touched: the next agent adopts them."""
@@ -122,7 +124,7 @@ class Node:
 
     def _history(self, events: tuple[Event, ...]) -> None:
         if self.store.writable:
-            self.conditions.set("StateHealthy", True, "StateWritable", "changes are made durable")
+            self.conditions.set("StateHealthy", *self._state)
         if events:
             self._watchers.wake()
 
