@@ -54,6 +54,9 @@ log = structlog.get_logger(__name__)
 LIVE = frozenset({Phase.LOADING, Phase.READY, Phase.UNREADY, Phase.DRAINING, Phase.STOPPING, Phase.STUCK})
 #: Phases in which the instance is probed.
 PROBED = frozenset({Phase.LOADING, Phase.READY, Phase.UNREADY})
+#: A look at the processes of an ended instance usually takes a millisecond, and is then waited for on the spot: a crash
+#: stays one burst of observations. A longer one (seconds) goes on beside the loop.
+QUICK_LOOK = 0.05
 #: A prober that failed by a bug begins again after this long (seconds).
 PROBE_RETRY = 1.0
 #: A store that refuses to write is tried again this often (seconds), until the backlog is down.
@@ -254,7 +257,7 @@ class Actor:
             case Action.KILL:
                 self._signal(signal.SIGKILL)
             case Action.REAP:
-                self._reap()
+                await self._reap()
             case Action.FORGET:
                 await self._forget()
 
@@ -302,7 +305,17 @@ class Actor:
         except PreparationError as error:
             self.post(m.PrepareFailed(error.diagnosis))
             return
-        self._begin(launch.record)
+        ended, handle = self.instance, self.handle
+        dropped = self._begin(launch.record)
+        if await self._start(launch):
+            self.post(m.Launched())
+        # Only now: tidying up after the last run would compete with the start of this one.
+        if ended is not None:
+            self._spawn(f"forget {ended.id}", launching.forget(ended, handle, dropped, services))
+
+    async def _start(self, launch: launching.Launch) -> bool:
+        """Whether the process runs; if not, why not was posted."""
+        services = self.services
         try:
             services.fail("before-intent")
             self.record = await self.journal.flush(self.record, self.state)
@@ -314,21 +327,20 @@ class Actor:
             diagnosis = Diagnosis(code, str(error))
             self.journal.note(ended_at=clock.wall(), diagnosis_json=codec.dump_diagnosis(diagnosis))
             self.post(m.PrepareFailed(diagnosis))
-            return
+            return False
         self.journal.note(handle_json=codec.dump_handle(self.handle), started_at=clock.wall())
         self.watch_exit(self.handle)
         await self._flush()
         services.fail("after-handle")
         self._spawn("record", asyncio.to_thread(launching.write_record, launch.record, self.record))
-        self.post(m.Launched())
+        return True
 
-    def _begin(self, record: InstanceRecord) -> None:
-        ended, handle = self.instance, self.handle
+    def _begin(self, record: InstanceRecord) -> list[InstanceRecord]:
+        """The new run is the present one; returns the records that are dropped for it."""
         dropped = self.journal.begin(record, keep=self.services.config.logs.attempts)
         self.handle, self.granted, self.usage, self.verdicts = None, None, None, {}
         self.port = record.port
-        if ended is not None:
-            self._spawn(f"forget {ended.id}", launching.forget(ended, handle, dropped, self.services))
+        return dropped
 
     def watch_exit(self, handle: Handle) -> None:
         async def watch() -> None:
@@ -370,7 +382,7 @@ class Actor:
             return
         self._spawn(f"signal {sig.name}", self.services.runtime.kill(handle, sig))
 
-    def _reap(self) -> None:
+    async def _reap(self) -> None:
         """The main process is gone; what else the instance left alive is killed, and waited for."""
 
         async def reap() -> None:
@@ -380,7 +392,15 @@ class Actor:
                 pause = min(pause * 2, 0.5)
             self.post(m.Gone())
 
-        self._spawn("reap", reap())
+        try:
+            async with asyncio.timeout(QUICK_LOOK):
+                gone = await self._all_gone()
+        except TimeoutError:
+            gone = False
+        if gone:
+            self.post(m.Gone())
+        else:
+            self._spawn("reap", reap())
 
     async def _all_gone(self) -> bool:
         """Whether no process of the instance is left; what is left is killed."""

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from agent.v1 import agent_pb2 as pb
 from tests.api.messages import messages
-from tests.harness import Daemon, complete
+from tests.harness import Daemon, complete, wait_true
 
 METHODS = [method for service in pb.DESCRIPTOR.services_by_name.values() for method in service.methods]
 APPLY = "/agent.v1.DeploymentService/ApplyDeployment"
@@ -62,13 +62,16 @@ class Target:
             return None if accepted else error.code()
         return None
 
-    def _deployments(self) -> dict[str, str]:
+    def _deployments(self) -> dict[str, tuple[str, pb.Desired]]:
         data = self._channel.unary_unary(LIST)(b"", timeout=10)
-        return {found.name: found.etag for found in pb.ListDeploymentsResponse.FromString(data).deployments}
+        found = pb.ListDeploymentsResponse.FromString(data).deployments
+        return {deployment.name: (deployment.etag, deployment.desired) for deployment in found}
 
     def _renew(self) -> None:
-        """What was accepted may have deleted `chat`."""
-        if "deployments/chat" not in self._deployments():
+        """What was accepted may have deleted `chat`, which takes a moment."""
+        chat = "deployments/chat"
+        wait_true(lambda: self._deployments().get(chat, ("", pb.DESIRED_RUN))[1] != pb.DESIRED_DELETE)
+        if chat not in self._deployments():
             request = pb.ApplyDeploymentRequest()
             request.spec.update(self.spec)
             self._channel.unary_unary(APPLY)(request.SerializeToString(), timeout=10)
