@@ -84,7 +84,7 @@ async def run(loaded: LoadedConfig) -> None:
         cgroups.sweep_empty(set(node.recorded_instances()))
         api = await ApiServer.serve(config.api.control, config.api.readonly, node)
         try:
-            await _serve(node, recreated=stored.recreated, stop=stop)
+            await _serve(node, stop)
         finally:
             systemd.notify("STOPPING=1", "STATUS=stopping; engines keep serving")
             await api.stop(API_GRACE)
@@ -98,9 +98,9 @@ async def run(loaded: LoadedConfig) -> None:
     os._exit(0)
 
 
-async def _serve(node: Node, *, recreated: bool, stop: asyncio.Event) -> None:
+async def _serve(node: Node, stop: asyncio.Event) -> None:
     settings = node.settings
-    sweep = Sweep(node.services, node.conditions, report_only=recreated)
+    sweep = Sweep(node.services, node.conditions, report_only=node.damaged)
     upkeep = Upkeep(node, sweep)
     # What was imported and restored lives as long as the daemon: the collector need not walk it again and again.
     gc.collect()

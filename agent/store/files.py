@@ -23,6 +23,9 @@ NODE_UID = "node.uid"
 #: What SQLite makes of one database in WAL mode (the journal only ever while it changes to that mode).
 PARTS = (DATABASE, WAL, "agent.db-shm", "agent.db-journal")
 
+#: What reading a damaged file raises. Python cannot decode a message of SQLite's that quotes a damaged schema.
+DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError)
+
 #: Free space, bytes, without which a start would fail half-way: SQLite's `-shm` file (32 KiB) and a first commit.
 HEADROOM = 64 * 1024
 

@@ -65,7 +65,7 @@ def open_writable(directory: Path, deadline: float) -> Opened:
     try:
         reports = _make_whole(directory, deadline)
         opened = _open_whole(directory, deadline)
-    except (sqlite3.Error, OSError, Damaged) as error:
+    except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: `Damaged`, or text that is none
         raise files.refusal(error, directory) from error
     found = (*reports, *opened.loaded.quarantined)
     return replace(opened, loaded=replace(opened.loaded, quarantined=found, recreated=bool(reports)))
@@ -99,7 +99,7 @@ def _damage(directory: Path, deadline: float) -> str:
             return _doubts(connection) or wal.problem_of(directory / files.WAL)
     except Damaged as error:
         return str(error)
-    except sqlite3.DatabaseError as error:
+    except files.DAMAGE as error:
         if files.result_code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise
         if files.result_code(error) == sqlite3.SQLITE_INTERRUPT:
@@ -189,7 +189,7 @@ def _from_backup(backup: salvage.Source, table: Table[R], key: object) -> R | No
         with closing(salvage.open_source(backup, deadline=1.0)) as connection:
             row = connection.execute(f"{table.select} WHERE {table.key} = ?", (key,)).fetchone()
             return None if row is None else table.decode(row)
-    except (sqlite3.Error, Damaged):
+    except (sqlite3.Error, ValueError):  # ValueError: `Damaged`, or text that is none
         return None
 
 

@@ -129,7 +129,7 @@ def _version(source: sqlite3.Connection) -> int:
     except Damaged:
         (header,) = source.execute("PRAGMA user_version").fetchone()
         return int(header) if 0 < header < schema.SCHEMA_VERSION else schema.SCHEMA_VERSION
-    except sqlite3.DatabaseError:
+    except files.DAMAGE:
         return 0
 
 
@@ -137,14 +137,14 @@ def _copy_table(source: sqlite3.Connection, target: sqlite3.Connection, table: s
     """Whether the table was copied completely: each of its rows is good, and none can be missing."""
     try:
         whole = not problem_of(source, table)
-    except sqlite3.DatabaseError:
+    except files.DAMAGE:
         whole = False
     columns = len(target.execute(f"PRAGMA table_info({table})").fetchall())
     insert = f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * columns)})"
     for rowid in _rowids(source, table):
         try:
             row = source.execute(f"SELECT * FROM {table} NOT INDEXED WHERE rowid = ?", (rowid,)).fetchone()
-        except sqlite3.DatabaseError:
+        except files.DAMAGE:
             row = None
         if row is None:
             whole = False
@@ -167,7 +167,7 @@ def _rowids(source: sqlite3.Connection, table: str) -> Iterator[int]:
                     return
                 seen.add(rowid)
                 yield rowid
-        except sqlite3.DatabaseError:
+        except files.DAMAGE:
             continue
         return
 
@@ -184,7 +184,7 @@ def _walk(source: sqlite3.Connection, table: str, *, forward: bool) -> Iterator[
 def _copy_sequence(source: sqlite3.Connection, target: sqlite3.Connection) -> None:
     try:
         known = source.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'").fetchall()
-    except sqlite3.DatabaseError:
+    except files.DAMAGE:
         return
     raise_sequence(target, max((seq for (seq,) in known if isinstance(seq, int) and seq < SEQ_LIMIT), default=0))
 

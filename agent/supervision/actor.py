@@ -323,8 +323,7 @@ class Actor:
             self.handle = await services.runtime.launch(launch.request)
             services.fail("after-spawn")
         except (StoreError, LaunchError, OSError) as error:
-            code = DiagnosisCode.STORE_FAILED if isinstance(error, StoreError) else DiagnosisCode.LAUNCH_FAILED
-            diagnosis = Diagnosis(code, str(error))
+            diagnosis = launching.refusal(error)
             self.journal.note(ended_at=clock.wall(), diagnosis_json=codec.dump_diagnosis(diagnosis))
             self.post(m.PrepareFailed(diagnosis))
             return False

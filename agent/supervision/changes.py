@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from agent.engines import ENGINES
-from agent.errors import Conflict, FailedPrecondition, InvalidArgument
+from agent.errors import Conflict, FailedPrecondition, InvalidArgument, StoreError
 from agent.planning.admission import admit
 from agent.settings import NodeConfig
 from agent.spec import DeploymentSpec, parse_spec
@@ -97,9 +97,13 @@ class Changes:
         actor = Actor(record, spec, self._services)
         if not validate_only:
             event = Event("Accepted", f"deployment of {spec.model} accepted", deployment=spec.name, at=at)
-            written = await self._services.store.write(
-                PutDeployment(record), PutEvent(event), *request.rows(1, "created")
-            )
+            try:
+                written = await self._services.store.write(
+                    PutDeployment(record), PutEvent(event), *request.rows(1, "created")
+                )
+            except StoreError as error:
+                self._services.store_failed(error)
+                raise
             self._services.history(written)
             self._registry.add(actor)
             actor.start()

@@ -26,5 +26,9 @@ class Conditions:
             severity = Severity.INFO if status else Severity.WARNING
             self._announce(Event(reason, f"{type}: {message}", severity, at=clock.wall()))
 
+    def get(self, type: str) -> str:
+        """The present reason; "" while it was never set."""
+        return self._all[type].reason if type in self._all else ""
+
     def all(self) -> tuple[Condition, ...]:
         return tuple(self._all.values())

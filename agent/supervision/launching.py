@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import secrets as random_ids
@@ -11,10 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from agent.engines.base import Engine
+from agent.errors import StoreError
 from agent.planning.plan import Plan
 from agent.runtimes import logs
 from agent.runtimes.base import Handle, Identity, LaunchRequest, Resources
 from agent.spec import DeploymentSpec
+from agent.status import Diagnosis, DiagnosisCode
 from agent.store.records import DeploymentRecord, InstanceRecord
 from agent.supervision import clock, secrets
 from agent.supervision.preparation import PreparationError
@@ -22,6 +25,9 @@ from agent.supervision.services import Services
 
 #: What an engine inherits of the daemon's environment; everything else (secrets above all) stays here.
 INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "CUDA_VISIBLE_DEVICES")
+
+#: What the system answers when a disk takes no more, or never did.
+DISK_REFUSES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 #: The records of an instance, in its own directory.
 RECORD = "record.json"
@@ -81,6 +87,13 @@ def prepare(plan: Plan, spec: DeploymentSpec, attempt: int, services: Services, 
     )
     request.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     return Launch(record, request)
+
+
+def refusal(error: Exception) -> Diagnosis:
+    """Why no process was created. A disk that takes no writes is no fault of the engine, wherever it shows first."""
+    cause = error.__cause__ or error
+    disk = isinstance(error, StoreError) or (isinstance(cause, OSError) and cause.errno in DISK_REFUSES)
+    return Diagnosis(DiagnosisCode.STORE_FAILED if disk else DiagnosisCode.LAUNCH_FAILED, str(error))
 
 
 def write_record(instance: InstanceRecord, deployment: DeploymentRecord) -> None:

@@ -51,6 +51,7 @@ class Node:
         self._started_at = clock.wall()
         self._inventory = host.inventory()
         self._watchers = watch.Watchers()
+        self.damaged = False  # some record was lost: then a process without one may be ours to keep
         self._background: set[asyncio.Task[None]] = set()
         self.conditions = Conditions(self.announce)
         # How the state is while it can be written: that it was lost once stays true for this agent's life.
@@ -71,7 +72,8 @@ class Node:
         """Take over everything that is recorded: adopt what runs, account for what ended. No bad record stops it."""
         self._report_damage(loaded)
         deployments, instances = loaded.deployments, loaded.instances
-        if loaded.recreated:
+        self.damaged = loaded.recreated or bool(loaded.quarantined)
+        if self.damaged:
             deployments, instances = await recovery.from_engines(self.services, deployments, instances)
         runs: defaultdict[str, list[InstanceRecord]] = defaultdict(list)
         for instance in instances:
@@ -86,6 +88,7 @@ class Node:
             await adoption.restore(actor, runs)
         except (ValueError, AgentError) as error:
             # Its engine, if any, still runs and is shown as a stray; a record never keeps the daemon from starting.
+            self.damaged = True
             log.error("deployment set aside", deployment=record.name, error=str(error))
             await self._set_aside(record.name, str(error))
             return
@@ -103,8 +106,8 @@ class Node:
             message = f"{item.what}: {item.problem}; kept in {item.where}"
             self.announce(Event("RecordQuarantined", message, Severity.ERROR, at=clock.wall()))
         if loaded.recreated:
-            self._state = (False, "StateRecreated", "the database was damaged and was begun anew; what could be read "
-                           "was kept, strays are reported and not killed")  # fmt: skip
+            lost = "the database was damaged and was begun anew; what could be read was kept"
+            self._state = (False, "StateRecreated", lost)
         if self.store.writable:
             self.conditions.set("StateHealthy", *self._state)
         else:
@@ -129,7 +132,8 @@ class Node:
             self._watchers.wake()
 
     def _store_failed(self, error: Exception) -> None:
-        log.error("state not durable", error=str(error))
+        if self.conditions.get("StateHealthy") != "StateNotWritable":
+            log.error("state not durable", error=str(error))
         self.conditions.set("StateHealthy", False, "StateNotWritable", str(error))
         self.registry.touch("")
 

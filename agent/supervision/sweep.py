@@ -1,8 +1,8 @@
 """The sweep: what carries our identity and is in no record is stopped (or, on request, only reported).
 
 Every safety is written down here: it never runs before adoption is done; a stray must be seen in two sweeps
-that are `sweep_min_age_seconds` apart; its identity is checked again right before the kill; and a node whose
-database was lost only reports, because then it is the record that is missing, not the owner.
+that are `sweep_min_age_seconds` apart; its identity is checked again right before the kill; and a node that lost
+records only reports, because then it is the record that is missing, not the owner.
 """
 
 from __future__ import annotations

@@ -222,7 +222,8 @@ def _slow(state: State, seen: Observation, rules: Rules, now: float) -> State:
 
 
 def _again(state: State, seen: Observation, rules: Rules, now: float) -> State:
-    return replace(_attempt(state, seen, rules, now), restarts=state.restarts + 1)
+    refused = state.diagnosis is not None and state.diagnosis.code is DiagnosisCode.STORE_FAILED
+    return replace(_attempt(state, seen, rules, now), restarts=state.restarts + (not refused))
 
 
 def _crashed(state: State, seen: Observation, rules: Rules, now: float) -> State:
