@@ -135,6 +135,7 @@ class Daemon:
                 process.kill()
         # Not wait_procs: whoever inherits them may take a second to reap, and a zombie holds nothing.
         wait_true(lambda: all(gone(process.pid) for process in left), what="engines ended")
+        _remove_cgroups(self.root)
         return left
 
     # What it serves
@@ -275,6 +276,17 @@ def gone(pid: int) -> bool:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
+
+
+def _remove_cgroups(root: Path) -> None:
+    """The groups of this node, which a daemon keeps for the next one."""
+    uid_file = root / "state" / "node.uid"
+    if uid_file.exists():
+        name = f"llm-node-agent-{uid_file.read_text().strip()[:8]}"
+        for top in Path("/sys/fs/cgroup").rglob(name):
+            for folder in (*top.glob("*/"), top):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 def daemon(root: Path, model: Path, **settings: Any) -> Iterator[Daemon]:

@@ -256,7 +256,7 @@ async def _identified(this: Instance) -> None:
     try:
         async with asyncio.timeout(SCAN_DEADLINE_SECONDS):
             while (shim := this.shim()) and shim.alive and not this.carried_by(this.pid):  # noqa: ASYNC110 - nobody tells
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.0002)
     except TimeoutError as error:
         this.signal(signal.SIGKILL)
         raise LaunchError("the kernel does not show the environment of our own processes in /proc") from error

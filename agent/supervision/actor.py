@@ -16,6 +16,7 @@ import contextlib
 import signal
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -202,9 +203,11 @@ class Actor:
         before = self.state
         decision = decide(self.state, seen, self.rules, clock.now())
         self.state = decision.state
+        loop = asyncio.get_running_loop()
         for fired in decision.fired:
-            log.info("transition", deployment=self.name, attempt=self.state.attempt, phase=fired.rule.target.value,
-                     reason=fired.rule.id, message=fired.message)  # fmt: skip
+            line = {"phase": fired.rule.target.value, "reason": fired.rule.id, "message": fired.message}
+            # Written while the store commits: formatting lines is not on the way from a crash to its replacement.
+            loop.call_soon(partial(log.info, "transition", deployment=self.name, attempt=self.state.attempt, **line))
             if fired.rule.severity is not None:
                 self.journal.event(fired.rule.id, fired.message, fired.rule.severity)
         if decision.fired:
@@ -451,11 +454,12 @@ class Actor:
             self.journal.event("LimitsDiffer", f"the engine grants {difference}", Severity.WARNING)
 
     def _note_verdict(self, seen: m.Probed) -> None:
-        last = self.verdicts.get(seen.kind)
-        failures = (last.failures if last else 0) + 1 if seen.verdict is Verdict.FAIL else 0
-        self.verdicts[seen.kind] = ProbeVerdict(seen.kind, seen.verdict, clock.wall(), seen.detail, failures)
-        if last is None or last.verdict is not seen.verdict:
-            self.journal.note(probes_json=codec.dump_verdicts(self.verdicts))
+        for kind in (seen.kind, *seen.also):
+            last = self.verdicts.get(kind)
+            failures = (last.failures if last else 0) + 1 if seen.verdict is Verdict.FAIL else 0
+            self.verdicts[kind] = ProbeVerdict(kind, seen.verdict, clock.wall(), seen.detail, failures)
+            if last is None or last.verdict is not seen.verdict:
+                self.journal.note(probes_json=codec.dump_verdicts(self.verdicts))
 
     async def sample(self) -> Usage | None:
         """Resident memory and progress of the live instance, for status and for loading."""

@@ -169,9 +169,12 @@ class Rebooted:
 
 @dataclass(frozen=True, slots=True)
 class Probed:
+    """The answer to a probe; `also`: other kinds that the same request speaks for."""
+
     kind: ProbeKind
     verdict: Verdict
     detail: str = ""
+    also: tuple[ProbeKind, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +236,10 @@ def absorb(state: State, seen: Observation, rules: Rules, now: float) -> State:
     match seen:
         case Wanted(want):
             return replace(state, want=want)
-        case Probed(kind, verdict):
-            return _absorb_probe(state, kind, verdict, now)
+        case Probed(kind, verdict, _, also):
+            for each in (kind, *also):
+                state = _absorb_probe(state, each, verdict, now)
+            return state
         case LoadMoved():
             return replace(state, progress_at=now)
         case Planned(size):

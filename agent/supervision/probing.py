@@ -147,8 +147,7 @@ class Prober:
             reply = await self._ask(what, timeout)
             verdict = Verdict.PASS if reply.status == 200 else Verdict.FAIL
             detail = "" if verdict is Verdict.PASS else f"HTTP {reply.status}: {reply.body[:200]}"
-            for kind in kinds:
-                self._post(Probed(kind, verdict, detail))
+            self._post(Probed(kinds[0], verdict, detail, also=kinds[1:]))
             await asyncio.sleep(max(0.0, period - (clock.now() - began)))
 
     async def _inference(self) -> None:

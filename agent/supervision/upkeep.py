@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 #: Old events and answered request ids are thrown away this often (seconds), logs rotated at most this late.
 PRUNE_PERIOD = 300.0
+#: The memory of instances moves slowly, and looking at it costs as much as probing: every third turn is enough.
+USAGE_TURNS = 3
 #: A repeated request is recognised for a day: longer than any client retries.
 REQUEST_AGE = 86_400.0
 
@@ -34,6 +36,7 @@ class Upkeep:
         self._node = node
         self._sweep = sweep
         self.turned_at = clock.now()
+        self._turn = 0
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -58,12 +61,14 @@ class Upkeep:
         policy = self._node.settings.logs
         for actor in self._node.registry:
             actor.post(m.Woken())
-            await actor.sample()
+            if self._turn % USAGE_TURNS == 0:
+                await actor.sample()
             if actor.instance is not None and actor.instance.ended_at is None:
                 path = launching.log_path(actor.instance)
                 if logs.size(path) > policy.max_bytes:
                     await asyncio.to_thread(logs.rotate, path, policy.max_bytes, policy.files)
             self._node.registry.touch(actor.name)
+        self._turn += 1
         self.turned_at = clock.now()
 
     async def sweep(self) -> None:
