@@ -64,11 +64,6 @@ def parse_optional_instance(text: str, deployment: str, field: str) -> str:
     return instance
 
 
-def last_part(name: str) -> str:
-    """The id at the end of a name that a server sent; "" stays ""."""
-    return name.rpartition("/")[2]
-
-
 def _invalid(field: str, text: str, rule: str) -> InvalidArgument:
     shown = text if len(text) <= 80 else text[:77] + "..."
     return InvalidArgument(f"{field} {shown!r} is not a valid name", violations=(FieldViolation(field, rule),))

@@ -96,12 +96,11 @@ class Journal:
             changes += [DropInstance(instance.id) for instance in dropped]
         self._state_changed = False
         try:
-            self._services.fail("store-write")
             written = await self._services.store.write(*changes, *extra)
-        except (StoreError, OSError) as error:
+        except StoreError as error:
             self._state_changed = True
             self._services.store_failed(error)
-            raise error if isinstance(error, StoreError) else StoreError(str(error)) from error
+            raise
         # What was noted while the write was under way stays for the next one.
         del self._events[: len(events)]
         del self._dropped[: len(dropped)]
