@@ -59,6 +59,8 @@ class DiagnosisCode(StrEnum):
     INFERENCE_HANG = "inference_hang"  # health answers, generation does not
     LAUNCH_FAILED = "launch_failed"  # the operating system refused to create the process
     VANISHED = "vanished"  # it ended while the agent was away and left no exit status (reboot)
+    OFF_BUDGET = "off_budget"  # it left its plan: more device memory, another device, or no device at all
+    DEVICE_FAILED = "device_failed"  # a device that it runs on is lost or quarantined
     STORE_FAILED = "store_failed"  # state could not be made durable, so nothing was started
     # a retry cannot help
     BAD_FLAG = "bad_flag"  # the engine refused an argument
@@ -153,6 +155,16 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """What an instance was last seen to hold on one device, against its plan. Bytes."""
+
+    device: str
+    planned: bool  # whether the plan names this device
+    budget_bytes: int  # 0 where it is not planned
+    used_bytes: int | None  # None: the driver does not tell
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceStatus:
     """One run of an engine for a deployment."""
 
@@ -174,6 +186,7 @@ class InstanceStatus:
     log_path: str = ""
     memory_bytes: int | None = None  # resident memory of all its processes, last sample
     enforcement: tuple[str, ...] = ()  # which limits the kernel enforces, and which it does not and why
+    device_uses: tuple[DeviceUse, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +224,7 @@ class DeploymentStatus:
     diagnosis: Diagnosis | None = None
     instance: InstanceStatus | None = None
     previous: InstanceStatus | None = None
+    conditions: tuple[Condition, ...] = ()  # WithinDeviceBudget, OnPlannedDevices: set where devices are planned
 
 
 class Severity(StrEnum):
@@ -234,13 +248,91 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A standing fact about the node: `status` true is good, false is bad, None is not known."""
+    """A standing fact: `status` true is good, false is bad, None is not known."""
 
-    type: str  # RuntimeReachable, StateHealthy, DiskSpace, LimitsEnforced, StraysAbsent
+    type: str  # of the node: RuntimeReachable, StateHealthy, DevicesDetected, LimitsEnforced, StraysAbsent, ...
     status: bool | None
     reason: str
     message: str
     since: float
+
+
+class DeviceCondition(StrEnum):
+    """How a device is. Only a Healthy or Degraded one is given to a plan. Values are sent: never rename one."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"  # works, but slower or not for long: throttled, rows to be remapped
+    QUARANTINED = "quarantined"  # failed in a way that returns, or by an operator's order; an operator lifts it
+    LOST = "lost"  # was there and is not now
+    UNKNOWN = "unknown"  # does not answer, or was not sampled lately
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProcess:
+    """A process that holds memory of a device; `instance` is its id if it is one of ours."""
+
+    pid: int
+    memory_bytes: int | None
+    user: str = ""
+    command: str = ""
+    instance: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceHold:
+    """A device is reserved: for a live instance, or for an ended one whose memory was not seen to be back."""
+
+    deployment: str
+    instance: str
+    bytes: int  # the budget, or what is still held
+    ended: bool  # the instance has ended, and its memory is still waited for
+    since: float
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """One device as status shows it. None: not known."""
+
+    id: str
+    index: int
+    vendor: str
+    name: str
+    condition: DeviceCondition
+    reason: str
+    message: str
+    since: float
+    memory_total: int
+    memory_used: int | None = None
+    memory_reserved: int = 0  # bytes, sum of the holds
+    sampled_at: float | None = None
+    utilization: float | None = None  # percent
+    temperature_celsius: float | None = None
+    power_watts: float | None = None
+    power_limit_watts: float | None = None
+    clock_mhz: int | None = None
+    throttling: tuple[str, ...] = ()
+    processes: tuple[DeviceProcess, ...] | None = None  # None: the driver does not tell
+    holds: tuple[DeviceHold, ...] = ()
+    detail_json: str = ""  # what does not change: `agent.hardware.inventory.Device` as JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the doctor's report. `remedy` says what to do; "" where nothing is to be done."""
+
+    check: str  # stable name in kebab-case: "nvidia-driver", "disk-space"
+    level: FindingLevel
+    message: str
+    remedy: str = ""
+
+
+class FindingLevel(StrEnum):
+    OK = "ok"
+    WARNING = "warning"  # works, but worse than it could
+    ERROR = "error"  # something that was asked for cannot work
+    UNKNOWN = "unknown"  # could not be looked at; the message says why
+    NOTE = "note"  # a fact worth having in a report
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +350,7 @@ class NodeStatus:
     memory_total: int = 0  # bytes of host memory that this agent may use (cgroup limit respected)
     memory_available: int = 0
     memory_reserved: int = 0  # bytes, sum of the budgets of live and planned instances
+    devices: tuple[DeviceStatus, ...] = ()
     deployments: int = 0
     ready: int = 0
 

@@ -11,46 +11,15 @@ import platform
 import re
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from agent.hardware.inventory import Inventory, Memory
 
 #: Instruction sets that decide which binaries and kernels run; names as in /proc/cpuinfo.
 FLAGS_OF_INTEREST = ("avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 #: A cgroup v1 limit this large means "none": the kernel rounds LONG_MAX down to a page.
 _UNLIMITED = 1 << 62
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes of host memory. `available` is what can be taken without swapping, page cache counted as free."""
-
-    total: int
-    available: int
-    swap: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Inventory:
-    """What detection found on the host."""
-
-    hostname: str
-    os: str
-    kernel: str
-    machine: str
-    cpu_model: str
-    physical_cores: int  # usable by this process
-    logical_cores: int  # usable by this process: affinity
-    cpu_quota: float | None  # cores' worth of time that cgroups grant; None: no limit
-    cpu_flags: tuple[str, ...]
-    memory: Memory
-    devices: tuple[str, ...] = ()
-
-    @property
-    def threads(self) -> int:
-        """Threads that compute well: one a physical core, and no more than the quota lets run at once."""
-        quota = self.physical_cores if self.cpu_quota is None else int(self.cpu_quota)
-        return max(1, min(self.physical_cores, quota))
 
 
 def inventory(root: Path = Path("/")) -> Inventory:

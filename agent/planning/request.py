@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.engines.base import Engine, Located
-from agent.hardware.host import Inventory
+from agent.hardware.inventory import Inventory
 from agent.models.profile import ModelProfile
 from agent.planning.plan import Rejected
 from agent.settings import Policy
 from agent.spec import DeploymentSpec
 from agent.status import Diagnosis
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """How one device is at the moment of planning. Bytes."""
+
+    unavailable: str = ""  # why no plan may have it (quarantined, lost, held by an ended instance); "": it may
+    used: int = 0  # as the driver says, by everybody; ours of this very deployment included
+    reserved: int = 0  # budgets of other deployments on it
+    resident: int = 0  # how much of those is in use already, and so in `used` too
+    released: int = 0  # what this deployment's running instance gives back before the new one starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +39,7 @@ class PlanRequest:
     digest: str = ""  # of the weights, where their source publishes one
     reserved_bytes: int = 0  # budgets of all other deployments
     resident_bytes: int = 0  # how much of those is in use already, so that `available` lacks it
+    devices: Mapping[str, DeviceState] = field(default_factory=dict)  # by id; one that is missing is idle
     released_bytes: int = 0  # what this deployment's running instance gives back before the new one starts
 
 

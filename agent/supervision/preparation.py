@@ -16,7 +16,7 @@ from agent.artifacts.base import ArtifactError, SourcePolicy
 from agent.engines import ENGINES
 from agent.engines.base import Located
 from agent.hardware import host
-from agent.hardware.host import Inventory
+from agent.hardware.inventory import Inventory
 from agent.models.profiles import ProfileError, Profiles
 from agent.planning.plan import Plan
 from agent.planning.planner import plan

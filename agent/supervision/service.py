@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from agent.planning.plan import Plan, Variant
-from agent.status import DeploymentStatus, Diagnosis, Event, InstanceStatus, NodeStatus, Snapshot
+from agent.status import (
+    DeploymentStatus,
+    DeviceStatus,
+    Diagnosis,
+    Event,
+    Finding,
+    InstanceStatus,
+    NodeStatus,
+    Snapshot,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +40,10 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One message of a watch. Exactly one of the three is set."""
+    """One message of a watch. Exactly one of the four is set."""
 
     deployment: DeploymentStatus | None = None
+    node: NodeStatus | None = None  # its conditions or devices changed, beyond a new sample
     event: Event | None = None
     synced: bool = False
     events_lost: bool = False
@@ -84,7 +94,8 @@ class NodeApi(Protocol):
 
     async def delete(self, deployment: str, *, etag: str, request_id: str, allow_missing: bool) -> DeploymentStatus: ...
 
-    async def plan(self, spec: dict[str, Any]) -> Planned: ...
+    async def plan(self, spec: dict[str, Any], hardware: dict[str, Any] | None = None) -> Planned:
+        """`hardware`: a description (`agent.hardware.simulated`) to plan for instead of this node."""
 
     async def restart(self, deployment: str, *, etag: str, request_id: str) -> DeploymentStatus: ...
 
@@ -105,3 +116,16 @@ class NodeApi(Protocol):
         """The newest `limit` events with seq < before_seq (0: no bound), oldest first."""
 
     def artifacts(self) -> tuple[ArtifactStatus, ...]: ...
+
+    def devices(self) -> tuple[DeviceStatus, ...]: ...
+
+    def simulate(self, hardware: dict[str, Any]) -> NodeStatus:
+        """A node with the described hardware, as `node()` would show it. Raises `InvalidSpec`-like violations."""
+
+    async def quarantine(self, device: str, reason: str) -> DeviceStatus:
+        """By an operator's order: no plan gets the device until `release`. What runs on it goes on. Durable."""
+
+    async def release(self, device: str) -> DeviceStatus:
+        """Lift the quarantine, and drop holds of ended instances: the operator says that the device is good."""
+
+    async def doctor(self) -> tuple[Finding, ...]: ...

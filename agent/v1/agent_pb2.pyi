@@ -48,6 +48,24 @@ class Ternary(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TERNARY_UNSPECIFIED: _ClassVar[Ternary]
     TERNARY_TRUE: _ClassVar[Ternary]
     TERNARY_FALSE: _ClassVar[Ternary]
+
+class DeviceCondition(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DEVICE_CONDITION_UNSPECIFIED: _ClassVar[DeviceCondition]
+    DEVICE_CONDITION_HEALTHY: _ClassVar[DeviceCondition]
+    DEVICE_CONDITION_DEGRADED: _ClassVar[DeviceCondition]
+    DEVICE_CONDITION_QUARANTINED: _ClassVar[DeviceCondition]
+    DEVICE_CONDITION_LOST: _ClassVar[DeviceCondition]
+    DEVICE_CONDITION_UNKNOWN: _ClassVar[DeviceCondition]
+
+class FindingLevel(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FINDING_LEVEL_UNSPECIFIED: _ClassVar[FindingLevel]
+    FINDING_LEVEL_OK: _ClassVar[FindingLevel]
+    FINDING_LEVEL_WARNING: _ClassVar[FindingLevel]
+    FINDING_LEVEL_ERROR: _ClassVar[FindingLevel]
+    FINDING_LEVEL_UNKNOWN: _ClassVar[FindingLevel]
+    FINDING_LEVEL_NOTE: _ClassVar[FindingLevel]
 PHASE_UNSPECIFIED: Phase
 PHASE_PENDING: Phase
 PHASE_PLANNING: Phase
@@ -74,6 +92,18 @@ SEVERITY_ERROR: Severity
 TERNARY_UNSPECIFIED: Ternary
 TERNARY_TRUE: Ternary
 TERNARY_FALSE: Ternary
+DEVICE_CONDITION_UNSPECIFIED: DeviceCondition
+DEVICE_CONDITION_HEALTHY: DeviceCondition
+DEVICE_CONDITION_DEGRADED: DeviceCondition
+DEVICE_CONDITION_QUARANTINED: DeviceCondition
+DEVICE_CONDITION_LOST: DeviceCondition
+DEVICE_CONDITION_UNKNOWN: DeviceCondition
+FINDING_LEVEL_UNSPECIFIED: FindingLevel
+FINDING_LEVEL_OK: FindingLevel
+FINDING_LEVEL_WARNING: FindingLevel
+FINDING_LEVEL_ERROR: FindingLevel
+FINDING_LEVEL_UNKNOWN: FindingLevel
+FINDING_LEVEL_NOTE: FindingLevel
 
 class Condition(_message.Message):
     __slots__ = ("type", "status", "reason", "message", "since")
@@ -90,7 +120,7 @@ class Condition(_message.Message):
     def __init__(self, type: _Optional[str] = ..., status: _Optional[_Union[Ternary, str]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("name", "host", "uid", "version", "start_time", "scope", "inventory", "policy", "conditions", "memory_total_bytes", "memory_available_bytes", "memory_reserved_bytes", "deployment_count", "ready_count")
+    __slots__ = ("name", "host", "uid", "version", "start_time", "scope", "inventory", "policy", "conditions", "memory_total_bytes", "memory_available_bytes", "memory_reserved_bytes", "deployment_count", "ready_count", "devices")
     NAME_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +135,7 @@ class Node(_message.Message):
     MEMORY_RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     DEPLOYMENT_COUNT_FIELD_NUMBER: _ClassVar[int]
     READY_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
     name: str
     host: str
     uid: str
@@ -119,7 +150,110 @@ class Node(_message.Message):
     memory_reserved_bytes: int
     deployment_count: int
     ready_count: int
-    def __init__(self, name: _Optional[str] = ..., host: _Optional[str] = ..., uid: _Optional[str] = ..., version: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., scope: _Optional[str] = ..., inventory: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., policy: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., conditions: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ..., memory_total_bytes: _Optional[int] = ..., memory_available_bytes: _Optional[int] = ..., memory_reserved_bytes: _Optional[int] = ..., deployment_count: _Optional[int] = ..., ready_count: _Optional[int] = ...) -> None: ...
+    devices: _containers.RepeatedCompositeFieldContainer[Device]
+    def __init__(self, name: _Optional[str] = ..., host: _Optional[str] = ..., uid: _Optional[str] = ..., version: _Optional[str] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., scope: _Optional[str] = ..., inventory: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., policy: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., conditions: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ..., memory_total_bytes: _Optional[int] = ..., memory_available_bytes: _Optional[int] = ..., memory_reserved_bytes: _Optional[int] = ..., deployment_count: _Optional[int] = ..., ready_count: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ...) -> None: ...
+
+class DeviceProcess(_message.Message):
+    __slots__ = ("pid", "memory_bytes", "user", "command", "instance")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    COMMAND_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    memory_bytes: int
+    user: str
+    command: str
+    instance: str
+    def __init__(self, pid: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., user: _Optional[str] = ..., command: _Optional[str] = ..., instance: _Optional[str] = ...) -> None: ...
+
+class DeviceHold(_message.Message):
+    __slots__ = ("deployment", "instance", "bytes", "ended", "hold_time", "message")
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    HOLD_TIME_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    deployment: str
+    instance: str
+    bytes: int
+    ended: bool
+    hold_time: _timestamp_pb2.Timestamp
+    message: str
+    def __init__(self, deployment: _Optional[str] = ..., instance: _Optional[str] = ..., bytes: _Optional[int] = ..., ended: _Optional[bool] = ..., hold_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., message: _Optional[str] = ...) -> None: ...
+
+class Device(_message.Message):
+    __slots__ = ("name", "index", "vendor", "display_name", "condition", "reason", "message", "condition_time", "memory_total_bytes", "memory_used_bytes", "memory_reserved_bytes", "sample_time", "utilization_percent", "temperature_celsius", "power_watts", "power_limit_watts", "clock_mhz", "throttling", "processes", "processes_known", "holds", "detail")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    VENDOR_FIELD_NUMBER: _ClassVar[int]
+    DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_TIME_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_TIME_FIELD_NUMBER: _ClassVar[int]
+    UTILIZATION_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_CELSIUS_FIELD_NUMBER: _ClassVar[int]
+    POWER_WATTS_FIELD_NUMBER: _ClassVar[int]
+    POWER_LIMIT_WATTS_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_MHZ_FIELD_NUMBER: _ClassVar[int]
+    THROTTLING_FIELD_NUMBER: _ClassVar[int]
+    PROCESSES_FIELD_NUMBER: _ClassVar[int]
+    PROCESSES_KNOWN_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    index: int
+    vendor: str
+    display_name: str
+    condition: DeviceCondition
+    reason: str
+    message: str
+    condition_time: _timestamp_pb2.Timestamp
+    memory_total_bytes: int
+    memory_used_bytes: int
+    memory_reserved_bytes: int
+    sample_time: _timestamp_pb2.Timestamp
+    utilization_percent: float
+    temperature_celsius: float
+    power_watts: float
+    power_limit_watts: float
+    clock_mhz: int
+    throttling: _containers.RepeatedScalarFieldContainer[str]
+    processes: _containers.RepeatedCompositeFieldContainer[DeviceProcess]
+    processes_known: bool
+    holds: _containers.RepeatedCompositeFieldContainer[DeviceHold]
+    detail: _struct_pb2.Struct
+    def __init__(self, name: _Optional[str] = ..., index: _Optional[int] = ..., vendor: _Optional[str] = ..., display_name: _Optional[str] = ..., condition: _Optional[_Union[DeviceCondition, str]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., condition_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., memory_total_bytes: _Optional[int] = ..., memory_used_bytes: _Optional[int] = ..., memory_reserved_bytes: _Optional[int] = ..., sample_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., utilization_percent: _Optional[float] = ..., temperature_celsius: _Optional[float] = ..., power_watts: _Optional[float] = ..., power_limit_watts: _Optional[float] = ..., clock_mhz: _Optional[int] = ..., throttling: _Optional[_Iterable[str]] = ..., processes: _Optional[_Iterable[_Union[DeviceProcess, _Mapping]]] = ..., processes_known: _Optional[bool] = ..., holds: _Optional[_Iterable[_Union[DeviceHold, _Mapping]]] = ..., detail: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class DeviceUse(_message.Message):
+    __slots__ = ("device", "planned", "budget_bytes", "used_bytes")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    PLANNED_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    planned: bool
+    budget_bytes: int
+    used_bytes: int
+    def __init__(self, device: _Optional[str] = ..., planned: _Optional[bool] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ...) -> None: ...
+
+class Finding(_message.Message):
+    __slots__ = ("check", "level", "message", "remedy")
+    CHECK_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    REMEDY_FIELD_NUMBER: _ClassVar[int]
+    check: str
+    level: FindingLevel
+    message: str
+    remedy: str
+    def __init__(self, check: _Optional[str] = ..., level: _Optional[_Union[FindingLevel, str]] = ..., message: _Optional[str] = ..., remedy: _Optional[str] = ...) -> None: ...
 
 class Diagnosis(_message.Message):
     __slots__ = ("code", "message", "evidence", "hint", "fatal")
@@ -182,7 +316,7 @@ class Granted(_message.Message):
     def __init__(self, max_model_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., model: _Optional[str] = ...) -> None: ...
 
 class Instance(_message.Message):
-    __slots__ = ("name", "deployment", "generation", "attempt", "runtime", "live", "pid", "port", "create_time", "start_time", "ready_time", "end_time", "exit", "diagnosis", "probes", "log_path", "memory_bytes", "enforcement")
+    __slots__ = ("name", "deployment", "generation", "attempt", "runtime", "live", "pid", "port", "create_time", "start_time", "ready_time", "end_time", "exit", "diagnosis", "probes", "log_path", "memory_bytes", "enforcement", "device_uses")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -201,6 +335,7 @@ class Instance(_message.Message):
     LOG_PATH_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     ENFORCEMENT_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_USES_FIELD_NUMBER: _ClassVar[int]
     name: str
     deployment: str
     generation: int
@@ -219,10 +354,11 @@ class Instance(_message.Message):
     log_path: str
     memory_bytes: int
     enforcement: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., deployment: _Optional[str] = ..., generation: _Optional[int] = ..., attempt: _Optional[int] = ..., runtime: _Optional[str] = ..., live: _Optional[bool] = ..., pid: _Optional[int] = ..., port: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ready_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., exit: _Optional[_Union[ExitStatus, _Mapping]] = ..., diagnosis: _Optional[_Union[Diagnosis, _Mapping]] = ..., probes: _Optional[_Iterable[_Union[ProbeVerdict, _Mapping]]] = ..., log_path: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., enforcement: _Optional[_Iterable[str]] = ...) -> None: ...
+    device_uses: _containers.RepeatedCompositeFieldContainer[DeviceUse]
+    def __init__(self, name: _Optional[str] = ..., deployment: _Optional[str] = ..., generation: _Optional[int] = ..., attempt: _Optional[int] = ..., runtime: _Optional[str] = ..., live: _Optional[bool] = ..., pid: _Optional[int] = ..., port: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ready_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., exit: _Optional[_Union[ExitStatus, _Mapping]] = ..., diagnosis: _Optional[_Union[Diagnosis, _Mapping]] = ..., probes: _Optional[_Iterable[_Union[ProbeVerdict, _Mapping]]] = ..., log_path: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., enforcement: _Optional[_Iterable[str]] = ..., device_uses: _Optional[_Iterable[_Union[DeviceUse, _Mapping]]] = ...) -> None: ...
 
 class Deployment(_message.Message):
-    __slots__ = ("name", "uid", "generation", "observed_generation", "etag", "desired", "phase", "reason", "message", "phase_time", "create_time", "update_time", "spec", "plan", "endpoint", "restarts", "next_attempt_time", "progress", "granted", "diagnosis", "instance", "previous")
+    __slots__ = ("name", "uid", "generation", "observed_generation", "etag", "desired", "phase", "reason", "message", "phase_time", "create_time", "update_time", "spec", "plan", "endpoint", "restarts", "next_attempt_time", "progress", "granted", "diagnosis", "instance", "previous", "conditions")
     NAME_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -245,6 +381,7 @@ class Deployment(_message.Message):
     DIAGNOSIS_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    CONDITIONS_FIELD_NUMBER: _ClassVar[int]
     name: str
     uid: str
     generation: int
@@ -267,7 +404,8 @@ class Deployment(_message.Message):
     diagnosis: Diagnosis
     instance: Instance
     previous: Instance
-    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., generation: _Optional[int] = ..., observed_generation: _Optional[int] = ..., etag: _Optional[str] = ..., desired: _Optional[_Union[Desired, str]] = ..., phase: _Optional[_Union[Phase, str]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., phase_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., spec: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., plan: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., endpoint: _Optional[str] = ..., restarts: _Optional[int] = ..., next_attempt_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., granted: _Optional[_Union[Granted, _Mapping]] = ..., diagnosis: _Optional[_Union[Diagnosis, _Mapping]] = ..., instance: _Optional[_Union[Instance, _Mapping]] = ..., previous: _Optional[_Union[Instance, _Mapping]] = ...) -> None: ...
+    conditions: _containers.RepeatedCompositeFieldContainer[Condition]
+    def __init__(self, name: _Optional[str] = ..., uid: _Optional[str] = ..., generation: _Optional[int] = ..., observed_generation: _Optional[int] = ..., etag: _Optional[str] = ..., desired: _Optional[_Union[Desired, str]] = ..., phase: _Optional[_Union[Phase, str]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., phase_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., spec: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., plan: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., endpoint: _Optional[str] = ..., restarts: _Optional[int] = ..., next_attempt_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., granted: _Optional[_Union[Granted, _Mapping]] = ..., diagnosis: _Optional[_Union[Diagnosis, _Mapping]] = ..., instance: _Optional[_Union[Instance, _Mapping]] = ..., previous: _Optional[_Union[Instance, _Mapping]] = ..., conditions: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("name", "seq", "time", "severity", "reason", "message", "deployment", "instance")
@@ -332,6 +470,58 @@ class GetNodeRequest(_message.Message):
 class GetConfigRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class RunDoctorRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RunDoctorResponse(_message.Message):
+    __slots__ = ("findings",)
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    findings: _containers.RepeatedCompositeFieldContainer[Finding]
+    def __init__(self, findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ...) -> None: ...
+
+class SimulateNodeRequest(_message.Message):
+    __slots__ = ("hardware",)
+    HARDWARE_FIELD_NUMBER: _ClassVar[int]
+    hardware: _struct_pb2.Struct
+    def __init__(self, hardware: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class ListDevicesRequest(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListDevicesResponse(_message.Message):
+    __slots__ = ("devices", "next_page_token")
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    devices: _containers.RepeatedCompositeFieldContainer[Device]
+    next_page_token: str
+    def __init__(self, devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class GetDeviceRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class QuarantineDeviceRequest(_message.Message):
+    __slots__ = ("name", "reason")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ReleaseDeviceRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class GetConfigResponse(_message.Message):
     __slots__ = ("config", "origins")
@@ -416,10 +606,12 @@ class DeleteDeploymentRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., etag: _Optional[str] = ..., request_id: _Optional[str] = ..., allow_missing: _Optional[bool] = ...) -> None: ...
 
 class PlanDeploymentRequest(_message.Message):
-    __slots__ = ("spec",)
+    __slots__ = ("spec", "hardware")
     SPEC_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_FIELD_NUMBER: _ClassVar[int]
     spec: _struct_pb2.Struct
-    def __init__(self, spec: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    hardware: _struct_pb2.Struct
+    def __init__(self, spec: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., hardware: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class PlanDeploymentResponse(_message.Message):
     __slots__ = ("plan", "refusal", "argv")
@@ -472,16 +664,18 @@ class WatchRequest(_message.Message):
     def __init__(self, deployment: _Optional[str] = ..., resume_token: _Optional[str] = ..., events_only: _Optional[bool] = ...) -> None: ...
 
 class WatchResponse(_message.Message):
-    __slots__ = ("deployment", "event", "synced", "resume_token")
+    __slots__ = ("deployment", "event", "synced", "node", "resume_token")
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     EVENT_FIELD_NUMBER: _ClassVar[int]
     SYNCED_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
     RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
     deployment: Deployment
     event: Event
     synced: Synced
+    node: Node
     resume_token: str
-    def __init__(self, deployment: _Optional[_Union[Deployment, _Mapping]] = ..., event: _Optional[_Union[Event, _Mapping]] = ..., synced: _Optional[_Union[Synced, _Mapping]] = ..., resume_token: _Optional[str] = ...) -> None: ...
+    def __init__(self, deployment: _Optional[_Union[Deployment, _Mapping]] = ..., event: _Optional[_Union[Event, _Mapping]] = ..., synced: _Optional[_Union[Synced, _Mapping]] = ..., node: _Optional[_Union[Node, _Mapping]] = ..., resume_token: _Optional[str] = ...) -> None: ...
 
 class Synced(_message.Message):
     __slots__ = ("events_lost",)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.hardware import host
+from agent.hardware.inventory import Memory
 
 GIB = 1024**3
 MEMINFO = "MemTotal: 16777216 kB\nMemFree: 1048576 kB\nMemAvailable: 8388608 kB\nSwapTotal: 0 kB\nHugePages_Total: 0\n"
@@ -40,7 +41,7 @@ def test_this_machine_is_described_by_what_the_kernel_says() -> None:
 
 
 def test_without_cgroup_limits_the_memory_is_the_machines(machine: Path) -> None:
-    assert host.memory(machine) == host.Memory(total=16 * GIB, available=8 * GIB)
+    assert host.memory(machine) == Memory(total=16 * GIB, available=8 * GIB)
 
 
 def test_a_limit_of_cgroup_v2_holds_and_page_cache_is_not_counted_as_used(machine: Path) -> None:
@@ -49,7 +50,7 @@ def test_a_limit_of_cgroup_v2_holds_and_page_cache_is_not_counted_as_used(machin
     write(group / "memory.current", f"{3 * GIB}\n")
     write(group / "memory.stat", f"anon 5\ninactive_file {2 * GIB}\n")
 
-    assert host.memory(machine) == host.Memory(total=4 * GIB, available=3 * GIB)
+    assert host.memory(machine) == Memory(total=4 * GIB, available=3 * GIB)
 
 
 def test_the_smallest_limit_above_holds(machine: Path) -> None:
@@ -57,7 +58,7 @@ def test_the_smallest_limit_above_holds(machine: Path) -> None:
     write(machine / "sys/fs/cgroup/a/memory.max", f"{2 * GIB}\n")
     write(machine / "sys/fs/cgroup/a/memory.current", f"{3 * GIB}\n")
 
-    assert host.memory(machine) == host.Memory(total=2 * GIB, available=0)
+    assert host.memory(machine) == Memory(total=2 * GIB, available=0)
 
 
 def test_a_limit_of_cgroup_v1_holds(machine: Path) -> None:
@@ -67,7 +68,7 @@ def test_a_limit_of_cgroup_v1_holds(machine: Path) -> None:
     write(group / "memory.stat", f"inactive_file 1\ntotal_inactive_file {GIB}\n")
     write(machine / "sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n")
 
-    assert host.memory(machine) == host.Memory(total=6 * GIB, available=2 * GIB)
+    assert host.memory(machine) == Memory(total=6 * GIB, available=2 * GIB)
 
 
 def test_inside_of_a_container_the_mount_itself_is_the_own_group(machine: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agent.engines import ENGINES
 from agent.engines.base import Located
-from agent.hardware.host import Inventory, Memory
+from agent.hardware.inventory import Inventory, Memory
 from agent.models.profile import ModelProfile
 from agent.planning.fitting import free_memory
 from agent.planning.plan import GIB, Plan
