@@ -12,7 +12,7 @@ The contract that both must keep, and that `tests/runtimes/contract.py` holds ag
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,8 +89,11 @@ class Runtime(Protocol):
 
     name: str
 
-    async def launch(self, request: LaunchRequest) -> Handle:
-        """Start it. Raises `LaunchError` when the operating system refuses; then nothing is left running."""
+    async def launch(self, request: LaunchRequest, recorded: Awaitable[None] | None = None) -> Handle:
+        """Start it; the engine is executed only once `recorded` is done, and what can be made ready meanwhile is.
+
+        Raises `LaunchError` when the operating system refuses, and what `recorded` raises; then nothing is left
+        running."""
 
     async def adopt(self, identity: Identity, handle: Handle | None, directory: Path) -> Adopted | Ended | None:
         """Find it again after the agent's restart. `handle` None: intent was recorded, the launch may or may

@@ -18,9 +18,10 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import structlog
 
@@ -74,8 +75,9 @@ class ProcessRuntime:
             message = f"the process runtime needs pidfd_open(2), which fails here: {error.strerror}"
             raise FailedPrecondition(message, hint="use Linux 5.4 or newer and a sandbox that allows it") from error
 
-    async def launch(self, request: LaunchRequest) -> Handle:
-        """See `Runtime.launch`. Takes one or two milliseconds, most of them in the fork: a thread would add to it."""
+    async def launch(self, request: LaunchRequest, recorded: Awaitable[None] | None = None) -> Handle:
+        """See `Runtime.launch`. The shim starts at once and waits before the engine: its start costs the time of a
+        commit. Takes one or two milliseconds, most of them in the fork: a thread would add to it."""
         argv = (_executable(request), *request.argv[1:])
         group = cgroups.Group()
         try:
@@ -91,13 +93,31 @@ class ProcessRuntime:
                 boot=procfs.boot_id(),
             )
             prepared.prepare()
-            pid = _spawn(request, argv, group.entrances)
+            pid, gate = _spawn(request, argv, group.entrances)
         except (OSError, ValueError) as error:
             await asyncio.to_thread(cgroups.remove, group.paths)
             raise LaunchError(f"cannot start {argv[0]}: {_sentence(error)}") from error
         this = replace(prepared, pid=pid, start=stat.start if (stat := procfs.stat(pid)) is not None else 0)
-        await _identified(this)
+        try:
+            await _identified(this)
+            if recorded is not None:
+                await recorded
+            with contextlib.suppress(BrokenPipeError):  # the shim has ended, and left a word why
+                gate.write(b"go\n")
+        except Exception:
+            await self._abandon(this, gate)
+            raise
+        finally:
+            gate.close()  # unless it was opened, this ends the shim
         return Handle(NAME, this.data())
+
+    async def _abandon(self, this: Instance, gate: BinaryIO) -> None:
+        """End a shim that shall not go on; nothing is left of it, not even a zombie."""
+        gate.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SCAN_DEADLINE_SECONDS):
+                await self.wait_exit(Handle(NAME, this.data()))
+        self._exits.pop(this.id, None)
 
     async def adopt(self, identity: Identity, handle: Handle | None, directory: Path) -> Adopted | Ended | None:
         """See `Runtime.adopt`. An instance that lost its shim, but not all of its processes, is adopted: `wait_exit`
@@ -217,16 +237,19 @@ def _environment(request: LaunchRequest) -> dict[str, str]:
     }
 
 
-def _spawn(request: LaunchRequest, argv: Sequence[str], entrances: tuple[str, ...]) -> int:
-    """Start the shim and return its pid. It has the identity in its environment from its first instant."""
+def _spawn(request: LaunchRequest, argv: Sequence[str], entrances: tuple[str, ...]) -> tuple[int, BinaryIO]:
+    """Start the shim. Returns its pid and the gate before which it waits: a line lets it go, a close ends it. It has
+    the identity in its environment from its first instant."""
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    gate = open(write_end, "wb", buffering=0)  # noqa: PTH123, SIM115 - a descriptor, for the caller to close
     log = os.open(request.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        return os.posix_spawn(
+        pid = os.posix_spawn(
             SHELL,
             [SHELL, str(SHIM), str(request.directory), *entrances, "--", *argv],
             _environment(request),
             file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, read_end, 0),
                 (os.POSIX_SPAWN_DUP2, log, 1),
                 (os.POSIX_SPAWN_DUP2, log, 2),
                 *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable()),
@@ -236,8 +259,13 @@ def _spawn(request: LaunchRequest, argv: Sequence[str], entrances: tuple[str, ..
             setsigmask=(),
             setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
         )
+    except BaseException:
+        gate.close()
+        raise
     finally:
         os.close(log)
+        os.close(read_end)
+    return pid, gate
 
 
 def _inheritable() -> list[int]:

@@ -2,6 +2,9 @@
 #
 #     sh shim.sh DIRECTORY [CGROUP-ENTRANCE ...] -- ENGINE [ARGUMENT ...]
 #
+# Everything that can be done beforehand is done at once; the engine is executed when a line comes on stdin. An end of
+# file there means that the agent died or thought better of it: then nothing was started, and nothing says so.
+#
 # Leaves in DIRECTORY: engine.pid, and at the end `exit` with one number as sh knows it: the exit status, or
 # 128 + n for signal n. 125 means that the engine was never tried (the log says why); 126 and 127 that exec failed.
 # Everything stands in a function, so that the whole text is read before the engine starts: an upgrade may
@@ -28,14 +31,18 @@ main() {
     (
         # The pid of a subshell ($$ is its parent's). `read </proc/self/stat` takes a system call for each byte.
         cd -P /proc/self
-        echo "${PWD##*/}" >"$directory/engine.pid"
+        pid=${PWD##*/}
         cd "$directory" || exit 125
         # The agent may be protected from the OOM killer, and so may this shell; the engine is not.
         read -r adjustment </proc/self/oom_score_adj
         [ "$adjustment" -ge 0 ] || echo 0 >/proc/self/oom_score_adj
-        exec "$@" 2>&1
+        read -r _ || exit 125
+        echo "$pid" >engine.pid
+        exec "$@" 2>&1 </dev/null
     )
-    finish $?
+    status=$?
+    [ -f engine.pid ] || exit 125
+    finish $status
 }
 
 main "$@"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from collections.abc import Awaitable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, assert_never
@@ -89,15 +90,14 @@ class Store:
         """The number of the oldest event that is kept; `last_seq` + 1 when there is none."""
         return self._oldest_seq or self.last_seq + 1
 
-    async def write(self, *changes: Change) -> tuple[Event, ...]:
-        """Make all changes in one transaction; on disk when it returns. The events come back with their `seq`.
+    def write(self, *changes: Change) -> Awaitable[tuple[Event, ...]]:
+        """Make all changes in one transaction, begun by this call; on disk once the answer was awaited. The events come
+        back with their `seq`.
 
         Raises `StoreError`; then nothing was written, unless the message says that the outcome is unknown.
         """
         desired = any(isinstance(change, PutDeployment | DropDeployment) for change in changes)
-        job = Job(lambda connection: self._apply(connection, changes), change=True, desired=desired)
-        events: tuple[Event, ...] = await self._do(job)
-        return events
+        return self._do(Job(lambda connection: self._apply(connection, changes), change=True, desired=desired))
 
     async def events(self, deployment: str, *, before_seq: int, limit: int) -> tuple[Event, ...]:
         """The newest `limit` events with seq < `before_seq` (0: no bound), oldest first; of all deployments for ""."""
@@ -160,10 +160,15 @@ class Store:
         if await asyncio.to_thread(self._writer.close):
             self._lock.release()
 
-    async def _do(self, job: Job) -> Any:
+    def _do(self, job: Job) -> Awaitable[Any]:
+        """Queue the job at once; its result is to be awaited."""
         if self._closed:
-            raise StoreError("the store is closed")
-        self._writer.submit(job)
+            job.future.set_exception(StoreError("the store is closed"))
+        else:
+            self._writer.submit(job)
+        return self._answer(job)
+
+    async def _answer(self, job: Job) -> Any:
         try:
             async with asyncio.timeout(self._deadline):
                 return await asyncio.wrap_future(job.future)

@@ -300,7 +300,7 @@ class Actor:
             self.post(m.Fetched())
 
     async def _launch(self) -> None:
-        """Intent durable, then the process, then its handle durable: the sweep and adoption close every gap."""
+        """Intent durable, then the engine, then its handle durable: the sweep and adoption close every gap."""
         assert self.plan is not None
         services = self.services
         try:
@@ -319,13 +319,14 @@ class Actor:
     async def _start(self, launch: launching.Launch) -> bool:
         """Whether the process runs; if not, why not was posted."""
         services = self.services
+        services.fail("before-intent")
+        recording = asyncio.create_task(self._record_intent())
+        await asyncio.sleep(0)  # it hands the write to the store's thread, and that goes on beside the launch
         try:
-            services.fail("before-intent")
-            self.record = await self.journal.flush(self.record, self.state)
-            services.fail("after-intent")
-            self.handle = await services.runtime.launch(launch.request)
+            self.handle = await services.runtime.launch(launch.request, recording)
             services.fail("after-spawn")
         except (StoreError, LaunchError, OSError) as error:
+            await asyncio.wait([recording])
             diagnosis = launching.refusal(error)
             self.journal.note(ended_at=clock.wall(), diagnosis_json=codec.dump_diagnosis(diagnosis))
             self.post(m.PrepareFailed(diagnosis))
@@ -336,6 +337,10 @@ class Actor:
         services.fail("after-handle")
         self._spawn("record", asyncio.to_thread(launching.write_record, launch.record, self.record))
         return True
+
+    async def _record_intent(self) -> None:
+        self.record = await self.journal.flush(self.record, self.state)
+        self.services.fail("after-intent")
 
     def _begin(self, record: InstanceRecord) -> list[InstanceRecord]:
         """The new run is the present one; returns the records that are dropped for it."""

@@ -7,6 +7,7 @@ launch) asks for an error.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -85,7 +86,8 @@ class Journal:
         await asyncio.shield(self._writing)
         return record
 
-    async def _write(self, record: DeploymentRecord, state: State, extra: tuple[Change, ...]) -> None:
+    def _write(self, record: DeploymentRecord, state: State, extra: tuple[Change, ...]) -> Coroutine[Any, Any, None]:
+        """Begin to write what is noted by now. To be awaited: what was written is noted no more."""
         events, instances, dropped = list(self._events), dict(self._instances), list(self._dropped)
         changes: list[Change] = [PutEvent(event) for event in events]
         if state.phase is Phase.DELETED:
@@ -95,14 +97,18 @@ class Journal:
             changes += [PutInstance(instance) for instance in instances.values()]
             changes += [DropInstance(instance.id) for instance in dropped]
         self._state_changed = False
-        try:
-            written = await self._services.store.write(*changes, *extra)
-        except StoreError as error:
-            self._state_changed = True
-            self._services.store_failed(error)
-            raise
-        # What was noted while the write was under way stays for the next one.
-        del self._events[: len(events)]
-        del self._dropped[: len(dropped)]
-        self._instances = {key: value for key, value in self._instances.items() if instances.get(key) is not value}
-        self._services.history(written)
+
+        async def finish(written: Awaitable[tuple[Event, ...]]) -> None:
+            try:
+                durable = await written
+            except StoreError as error:
+                self._state_changed = True
+                self._services.store_failed(error)
+                raise
+            # What was noted while the write was under way stays for the next one.
+            del self._events[: len(events)]
+            del self._dropped[: len(dropped)]
+            self._instances = {key: value for key, value in self._instances.items() if instances.get(key) is not value}
+            self._services.history(durable)
+
+        return finish(self._services.store.write(*changes, *extra))

@@ -270,6 +270,37 @@ class RuntimeContract:
         assert usage.cpu_seconds > 0
         assert bench.runtime.main_pid(running.handle) in usage.pids
 
+    async def test_the_engine_is_executed_only_once_it_is_recorded(self, bench: Bench) -> None:
+        request, recorded = bench.request("/bin/sh", "-c", "echo ready; sleep 1000"), asyncio.Event()
+
+        async def record() -> None:
+            await recorded.wait()
+
+        launching = asyncio.create_task(bench.runtime.launch(request, record()))
+        await eventually(request.directory.exists)
+        await asyncio.sleep(0.2)
+        assert not launching.done()
+        assert not request.log.exists() or request.log.read_text() == ""
+        recorded.set()
+        running = Running(request, await launching)
+        bench.started.append(running)
+        await bench.said(running)
+
+    async def test_what_could_not_be_recorded_is_not_executed_and_leaves_nothing(self, bench: Bench) -> None:
+        request = bench.request("/bin/sh", "-c", "echo ready")
+
+        async def refuse() -> None:
+            await asyncio.sleep(0.05)
+            raise RuntimeError("the disk is full")
+
+        with pytest.raises(RuntimeError, match="the disk is full"):
+            await bench.runtime.launch(request, refuse())
+        assert request.identity not in await bench.runtime.find_all(bench.node)
+        assert await bench.restarted().adopt(request.identity, None, request.directory) is None
+        assert not request.log.exists() or request.log.read_text() == ""
+        await bench.runtime.forget(None, request.directory)
+        assert not request.directory.exists()
+
     async def test_a_missing_binary_refuses_the_launch(self, bench: Bench) -> None:
         with pytest.raises(LaunchError, match="/opt/no/such/engine does not exist"):
             await bench.runtime.launch(bench.request("/opt/no/such/engine"))

@@ -222,6 +222,31 @@ async def test_the_environment_is_exactly_what_was_asked_for_and_stays_out_of_ev
     assert running.request.log.stat().st_mode & 0o777 == 0o600
 
 
+async def test_an_agent_that_dies_before_it_recorded_the_launch_leaves_no_engine(tmp_path: Path) -> None:
+    identity = Identity(os.urandom(8).hex(), "chat", 1, 1, "chat-1-parked")
+    request = {
+        "identity": asdict(identity), "argv": ["/bin/sh", "-c", "echo ready; exec sleep 1000"],
+        "directory": str(tmp_path / "instance"), "log": str(tmp_path / "log"),
+    }  # fmt: skip
+    never = AGENT.replace(".launch(request)", ".launch(request, asyncio.Event().wait())")
+    agent = subprocess.Popen([sys.executable, "-c", never, json.dumps(request)])
+    runtime = ProcessRuntime(identity.node)
+
+    async def parked() -> bool:
+        return identity in await runtime.find_all(identity.node)
+
+    async def gone() -> bool:
+        return not await parked()
+
+    await eventually(parked)
+    agent.kill()
+    agent.wait()
+
+    await eventually(gone)
+    assert await runtime.adopt(identity, None, tmp_path / "instance") is None
+    assert (tmp_path / "log").read_text() == ""
+
+
 async def test_the_engine_inherits_no_descriptor_no_ignored_and_no_blocked_signal(bench: Bench) -> None:
     reading, writing = os.pipe()
     os.set_inheritable(writing, True)
