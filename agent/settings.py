@@ -144,6 +144,24 @@ class PolicyLimits(Strict):
     ] = None
 
 
+OnDrift = Literal["warn", "restart"]
+
+
+class DeviceDrift(Strict):
+    """What is done about an instance that leaves its plan: warn (a condition and an event), or restart as well."""
+
+    over_budget: Annotated[
+        OnDrift, Field(description="It uses more device memory than its budget. warn: it still serves.")
+    ] = "warn"
+    wrong_device: Annotated[
+        OnDrift, Field(description="It runs on a device that its plan does not name. warn: it still serves.")
+    ] = "warn"
+    not_on_device: Annotated[
+        OnDrift,
+        Field(description="It is ready, but holds no memory of its devices: it fell back to the CPU. warn: it serves."),
+    ] = "warn"
+
+
 class Policy(Strict):
     """What deployments may ask of this node. A spec beyond it is refused; nothing is silently cut down."""
 
@@ -180,6 +198,9 @@ class Policy(Strict):
             description="Defaults and maxima of the limits of specs; a spec beyond a maximum is refused, not cut down."
         ),
     ] = Field(default_factory=PolicyLimits)
+    device_drift: Annotated[
+        DeviceDrift, Field(description="What is done about an instance that leaves the devices or budgets of its plan.")
+    ] = Field(default_factory=DeviceDrift)
     host_memory_reserve_bytes: Annotated[
         int, Bytes(), Field(description="Host memory that no plan uses. 1GiB: the system and the agent keep working.")
     ] = GIB

@@ -308,9 +308,13 @@ class DeploymentSpec(Strict):
     limits: Annotated[LimitsSpec, Field(description="Limits of the engine and its process.")] = Field(
         default_factory=LimitsSpec
     )
-    devices: Annotated[Devices, Field(description="auto, cpu, or ids of devices as `agentctl status` shows them.")] = (
-        "auto"
-    )
+    devices: Annotated[
+        Devices,
+        Field(
+            description="auto, cpu, or devices as `agentctl devices` shows them: by id, by the beginning of one, or by "
+            "index. auto: the fewest devices that hold the model, of these the tightest fit, else the CPU."
+        ),
+    ] = "auto"
     port: Annotated[
         PortChoice, Field(description="TCP port. auto: a free one out of the node's range, and it is kept.")
     ] = "auto"

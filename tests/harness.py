@@ -26,8 +26,21 @@ from agent.api.client import Client
 from agent.errors import AgentError, Unavailable
 from agent.v1 import agent_pb2 as pb
 
-#: An engine binary that misbehaves on request: MODE in the deployment's environment says how.
+#: An engine binary that misbehaves on request: MODE in the deployment's environment says how. Beside a file `devices`
+#: it claims to be built for these: what a GPU would do happens on the CPU, and the NVML double says the rest.
 WRAPPER = """#!/bin/sh
+if [ -e "${{0%/*}}/devices" ]; then
+    case "$1" in --list-devices) cat "${{0%/*}}/devices"; exit 0 ;; esac
+    for word; do
+        shift
+        case "$skip$word" in
+        --device) set -- "$@" --device none; skip=skip ;;
+        --n-gpu-layers|--split-mode|--tensor-split) skip=skip ;;
+        skip*) skip= ;;
+        *) set -- "$@" "$word" ;;
+        esac
+    done
+fi
 case "$MODE" in
 exit1) echo 'error: something broke' >&2; exit 1 ;;
 exit0) exit 0 ;;
@@ -109,6 +122,11 @@ class Daemon:
                 return
             assert time.monotonic() < deadline, f"agentd is not up:\n{self.log_tail()}"
             time.sleep(0.01)
+
+    def claim_devices(self, *names: str) -> None:
+        """Let the engine say that it was built for CUDA and sees these."""
+        lines = [f"  CUDA{n}: {name} (81559 MiB, 81000 MiB free)" for n, name in enumerate(names)]
+        (self.root / "devices").write_text("\n".join(["Available devices:", *lines, ""]))
 
     def kill(self) -> None:
         """kill -9."""

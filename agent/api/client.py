@@ -2,8 +2,8 @@
 
 Synchronous, because a command line does one thing at a time and starts faster without an event loop. Every call
 has a deadline. A stream may have none, so before it begins a health check shows that somebody answers, and pings
-notice when nobody does any more. All methods raise `agent.errors.AgentError`s; a deployment may be given by
-its id or by its resource name.
+notice when nobody does any more. All methods raise `agent.errors.AgentError`s; a deployment or device may be given
+by its id or by its resource name.
 """
 
 from __future__ import annotations
@@ -71,6 +71,29 @@ class Client:
     def get_config(self) -> pb.GetConfigResponse:
         return self._call("NodeService/GetConfig", pb.GetConfigRequest(), pb.GetConfigResponse)
 
+    def run_doctor(self) -> pb.RunDoctorResponse:
+        return self._call("NodeService/RunDoctor", pb.RunDoctorRequest(), pb.RunDoctorResponse)
+
+    def simulate_node(self, hardware: dict[str, Any]) -> pb.Node:
+        """A node with the described hardware, as `get_node` would show it."""
+        request = pb.SimulateNodeRequest(hardware=struct_from_dict(hardware))
+        return self._call("NodeService/SimulateNode", request, pb.Node)
+
+    def list_devices(self) -> list[pb.Device]:
+        """All of them, by vendor and index."""
+        pages = self._pages("DeviceService/ListDevices", pb.ListDevicesRequest(), pb.ListDevicesResponse)
+        return [device for page in pages for device in page.devices]
+
+    def get_device(self, name: str) -> pb.Device:
+        return self._call("DeviceService/GetDevice", pb.GetDeviceRequest(name=name), pb.Device)
+
+    def quarantine_device(self, name: str, reason: str) -> pb.Device:
+        request = pb.QuarantineDeviceRequest(name=name, reason=reason)
+        return self._call("DeviceService/QuarantineDevice", request, pb.Device)
+
+    def release_device(self, name: str) -> pb.Device:
+        return self._call("DeviceService/ReleaseDevice", pb.ReleaseDeviceRequest(name=name), pb.Device)
+
     def apply_deployment(
         self, spec: dict[str, Any], *, etag: str = "", request_id: str = "", validate_only: bool = False
     ) -> pb.ApplyDeploymentResponse:
@@ -95,8 +118,12 @@ class Client:
         request = pb.DeleteDeploymentRequest(name=name, etag=etag, request_id=request_id, allow_missing=allow_missing)
         return self._call("DeploymentService/DeleteDeployment", request, pb.Deployment)
 
-    def plan_deployment(self, spec: dict[str, Any]) -> pb.PlanDeploymentResponse:
-        request = pb.PlanDeploymentRequest(spec=struct_from_dict(spec))
+    def plan_deployment(
+        self, spec: dict[str, Any], *, hardware: dict[str, Any] | None = None
+    ) -> pb.PlanDeploymentResponse:
+        """With `hardware`, the plan is for that instead of the node's own."""
+        described = None if hardware is None else struct_from_dict(hardware)
+        request = pb.PlanDeploymentRequest(spec=struct_from_dict(spec), hardware=described)
         return self._call("DeploymentService/PlanDeployment", request, pb.PlanDeploymentResponse)
 
     def restart_deployment(self, name: str, *, etag: str = "", request_id: str = "") -> pb.Deployment:

@@ -8,7 +8,7 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent import status
-from agent.api.names import NODE, artifact_name, deployment_name, event_name, instance_name
+from agent.api.names import NODE, artifact_name, deployment_name, device_name, event_name, instance_name
 from agent.api.structs import struct_from_dict, struct_from_json
 from agent.supervision.service import Applied, ArtifactStatus, Change, ConfigInForce, LogChunk, Planned
 from agent.v1 import agent_pb2 as pb
@@ -18,6 +18,12 @@ PHASES: Final[Mapping[status.Phase, pb.Phase]] = {p: getattr(pb, f"PHASE_{p.name
 DESIRED: Final[Mapping[status.Desired, pb.Desired]] = {d: getattr(pb, f"DESIRED_{d.name}") for d in status.Desired}
 SEVERITIES: Final[Mapping[status.Severity, pb.Severity]] = {
     s: getattr(pb, f"SEVERITY_{s.name}") for s in status.Severity
+}
+DEVICE_CONDITIONS: Final[Mapping[status.DeviceCondition, pb.DeviceCondition]] = {
+    c: getattr(pb, f"DEVICE_CONDITION_{c.name}") for c in status.DeviceCondition
+}
+FINDING_LEVELS: Final[Mapping[status.FindingLevel, pb.FindingLevel]] = {
+    level: getattr(pb, f"FINDING_LEVEL_{level.name}") for level in status.FindingLevel
 }
 TERNARIES: Final[Mapping[bool | None, pb.Ternary]] = {
     None: pb.TERNARY_UNSPECIFIED,
@@ -61,6 +67,34 @@ def node(value: status.NodeStatus) -> pb.Node:
         memory_reserved_bytes=value.memory_reserved,
         deployment_count=value.deployments,
         ready_count=value.ready,
+        devices=[device(item) for item in value.devices],
+    )
+
+
+def device(value: status.DeviceStatus) -> pb.Device:
+    return pb.Device(
+        name=device_name(value.id),
+        index=value.index,
+        vendor=value.vendor,
+        display_name=value.name,
+        condition=DEVICE_CONDITIONS[value.condition],
+        reason=value.reason,
+        message=value.message,
+        condition_time=timestamp(value.since),
+        memory_total_bytes=value.memory_total,
+        memory_used_bytes=value.memory_used,
+        memory_reserved_bytes=value.memory_reserved,
+        sample_time=timestamp(value.sampled_at),
+        utilization_percent=value.utilization,
+        temperature_celsius=value.temperature_celsius,
+        power_watts=value.power_watts,
+        power_limit_watts=value.power_limit_watts,
+        clock_mhz=value.clock_mhz,
+        throttling=value.throttling,
+        processes=[_process(item) for item in value.processes or ()],
+        processes_known=value.processes is not None,
+        holds=[_hold(item) for item in value.holds],
+        detail=struct_from_json(value.detail_json),
     )
 
 
@@ -88,6 +122,7 @@ def deployment(value: status.DeploymentStatus) -> pb.Deployment:
         diagnosis=_diagnosis(value.diagnosis) if value.diagnosis else None,
         instance=instance(value.instance) if value.instance else None,
         previous=instance(value.previous) if value.previous else None,
+        conditions=[_condition(item) for item in value.conditions],
     )
 
 
@@ -111,6 +146,7 @@ def instance(value: status.InstanceStatus) -> pb.Instance:
         log_path=value.log_path,
         memory_bytes=value.memory_bytes,
         enforcement=value.enforcement,
+        device_uses=[_device_use(item) for item in value.device_uses],
     )
 
 
@@ -154,6 +190,10 @@ def planned(value: Planned) -> pb.PlanDeploymentResponse:
     )
 
 
+def findings(value: tuple[status.Finding, ...]) -> pb.RunDoctorResponse:
+    return pb.RunDoctorResponse(findings=[_finding(item) for item in value])
+
+
 def config(value: ConfigInForce) -> pb.GetConfigResponse:
     return pb.GetConfigResponse(
         config=struct_from_dict(value.config),
@@ -165,6 +205,8 @@ def change(value: Change) -> pb.WatchResponse:
     response = pb.WatchResponse(resume_token=value.resume_token)
     if value.deployment:
         response.deployment.CopyFrom(deployment(value.deployment))
+    elif value.node:
+        response.node.CopyFrom(node(value.node))
     elif value.event:
         response.event.CopyFrom(event(value.event))
     else:
@@ -184,6 +226,40 @@ def _condition(value: status.Condition) -> pb.Condition:
         message=value.message,
         since=timestamp(value.since),
     )
+
+
+def _process(value: status.DeviceProcess) -> pb.DeviceProcess:
+    return pb.DeviceProcess(
+        pid=value.pid,
+        memory_bytes=value.memory_bytes,
+        user=value.user,
+        command=value.command,
+        instance=value.instance,
+    )
+
+
+def _hold(value: status.DeviceHold) -> pb.DeviceHold:
+    return pb.DeviceHold(
+        deployment=deployment_name(value.deployment),
+        instance=value.instance,
+        bytes=value.bytes,
+        ended=value.ended,
+        hold_time=timestamp(value.since),
+        message=value.message,
+    )
+
+
+def _device_use(value: status.DeviceUse) -> pb.DeviceUse:
+    return pb.DeviceUse(
+        device=device_name(value.device),
+        planned=value.planned,
+        budget_bytes=value.budget_bytes,
+        used_bytes=value.used_bytes,
+    )
+
+
+def _finding(value: status.Finding) -> pb.Finding:
+    return pb.Finding(check=value.check, level=FINDING_LEVELS[value.level], message=value.message, remedy=value.remedy)
 
 
 def _diagnosis(value: status.Diagnosis) -> pb.Diagnosis:

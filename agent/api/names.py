@@ -1,4 +1,4 @@
-"""Resource names (AIP-122): how they are written and read. A deployment's bare id is accepted for its name."""
+"""Resource names (AIP-122): how they are written and read. Deployments and devices may be given by their bare ids."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ _ID = "([A-Za-z0-9._-]{1,128})"
 _DEPLOYMENT = re.compile(f"(?:deployments/)?{_LABEL}")
 _INSTANCE = re.compile(f"deployments/{_LABEL}/instances/{_ID}")
 _INSTANCE_ID = re.compile(_ID)
+_DEVICE = re.compile("(?:devices/)?([A-Za-z0-9:._-]{1,128})")  # a UUID, or "amd-0000:c1:00.0"
 
 
 def deployment_name(deployment: str) -> str:
@@ -24,6 +25,10 @@ def deployment_name(deployment: str) -> str:
 
 def instance_name(deployment: str, instance: str) -> str:
     return f"deployments/{deployment}/instances/{instance}"
+
+
+def device_name(device: str) -> str:
+    return f"devices/{device}"
 
 
 def event_name(seq: int) -> str:
@@ -62,6 +67,13 @@ def parse_optional_instance(text: str, deployment: str, field: str) -> str:
     if owner != deployment:
         raise _invalid(field, text, f"must be an instance of deployments/{deployment}")
     return instance
+
+
+def parse_device(text: str, field: str) -> str:
+    """The id in `devices/{id}`. Raises InvalidArgument for `field`."""
+    if match := _DEVICE.fullmatch(text):
+        return match[1]
+    raise _invalid(field, text, "must be devices/{id} or {id}, as ListDevices names it")
 
 
 def _invalid(field: str, text: str, rule: str) -> InvalidArgument:

@@ -20,6 +20,7 @@ DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 1000  # larger sizes are lowered to it (AIP-158); 1000 deployments are some 10 MiB
 MAX_REQUEST_ID = 64  # characters; a UUID has 36
 MAX_TOKEN = 512  # characters; ours have some 100
+MAX_REASON = 256  # characters; it stands in a line of a table
 MAX_SEQ = 2**63 - 1  # the largest integer of the store
 
 
@@ -101,6 +102,21 @@ def spec(value: Struct) -> dict[str, Any]:
     if not value.fields:
         raise invalid("spec", "must be given, with name and model at least")
     return struct_to_dict(value)
+
+
+def hardware(value: Struct) -> dict[str, Any]:
+    """A description of hardware as plain data; what it must say is the node's to check."""
+    if not value.fields:
+        raise invalid("hardware", "must be given: {short: h100-sxm:8}, or a description with devices")
+    return struct_to_dict(value)
+
+
+def reason(value: str) -> str:
+    """Why a person does something, for those who find it done."""
+    text = value.strip()
+    if not text or len(text) > MAX_REASON or not text.isprintable():
+        raise invalid("reason", f"must be one line of 1 to {MAX_REASON} characters")
+    return text
 
 
 def invalid(field: str, rule: str) -> InvalidArgument:

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from agent.api import mapping, names, requests
 from agent.errors import NotFound
-from agent.status import DeploymentStatus, InstanceStatus
+from agent.status import DeploymentStatus, DeviceStatus, InstanceStatus
 from agent.supervision.service import ArtifactStatus, NodeApi
 from agent.v1 import agent_pb2 as pb
 
@@ -26,6 +26,11 @@ _INSTANCES: requests.Listing[InstanceStatus] = requests.Listing(
     "instances",
     lambda item: (-item.created_at, item.id),  # newest first
     (float, str),
+)
+_DEVICES: requests.Listing[DeviceStatus] = requests.Listing(
+    "devices",
+    lambda item: (item.vendor, item.index, item.id),  # as the vendors' tools list them
+    (str, int, str),
 )
 _ARTIFACTS: requests.Listing[ArtifactStatus] = requests.Listing(
     "artifacts", lambda item: (names.artifact_name(item.variant),), (str,)
@@ -43,6 +48,12 @@ class Servicers:
             "agent.v1.NodeService.GetStatus": self.get_status,
             "agent.v1.NodeService.GetNode": self.get_node,
             "agent.v1.NodeService.GetConfig": self.get_config,
+            "agent.v1.NodeService.RunDoctor": self.run_doctor,
+            "agent.v1.NodeService.SimulateNode": self.simulate_node,
+            "agent.v1.DeviceService.ListDevices": self.list_devices,
+            "agent.v1.DeviceService.GetDevice": self.get_device,
+            "agent.v1.DeviceService.QuarantineDevice": self.quarantine_device,
+            "agent.v1.DeviceService.ReleaseDevice": self.release_device,
             "agent.v1.DeploymentService.ApplyDeployment": self.apply_deployment,
             "agent.v1.DeploymentService.GetDeployment": self.get_deployment,
             "agent.v1.DeploymentService.ListDeployments": self.list_deployments,
@@ -75,6 +86,30 @@ class Servicers:
     def get_config(self, _request: pb.GetConfigRequest) -> pb.GetConfigResponse:
         return mapping.config(self._node.config())
 
+    async def run_doctor(self, _request: pb.RunDoctorRequest) -> pb.RunDoctorResponse:
+        return mapping.findings(await self._node.doctor())
+
+    def simulate_node(self, request: pb.SimulateNodeRequest) -> pb.Node:
+        return mapping.node(self._node.simulate(requests.hardware(request.hardware)))
+
+    def list_devices(self, request: pb.ListDevicesRequest) -> pb.ListDevicesResponse:
+        page, token = _DEVICES.page(self._node.devices(), request.page_size, request.page_token)
+        return pb.ListDevicesResponse(devices=[mapping.device(item) for item in page], next_page_token=token)
+
+    def get_device(self, request: pb.GetDeviceRequest) -> pb.Device:
+        wanted = names.parse_device(request.name, "name")
+        for device in self._node.devices():
+            if device.id == wanted:
+                return mapping.device(device)
+        raise NotFound(f"there is no device {wanted}", hint="agentctl devices lists them")
+
+    async def quarantine_device(self, request: pb.QuarantineDeviceRequest) -> pb.Device:
+        device, reason = names.parse_device(request.name, "name"), requests.reason(request.reason)
+        return mapping.device(await self._node.quarantine(device, reason))
+
+    async def release_device(self, request: pb.ReleaseDeviceRequest) -> pb.Device:
+        return mapping.device(await self._node.release(names.parse_device(request.name, "name")))
+
     async def apply_deployment(self, request: pb.ApplyDeploymentRequest) -> pb.ApplyDeploymentResponse:
         applied = await self._node.apply(
             requests.spec(request.spec),
@@ -103,7 +138,9 @@ class Servicers:
         return mapping.deployment(deleted)
 
     async def plan_deployment(self, request: pb.PlanDeploymentRequest) -> pb.PlanDeploymentResponse:
-        return mapping.planned(await self._node.plan(requests.spec(request.spec)))
+        spec = requests.spec(request.spec)
+        hardware = requests.hardware(request.hardware) if request.HasField("hardware") else None
+        return mapping.planned(await self._node.plan(spec, hardware))
 
     async def restart_deployment(self, request: pb.RestartDeploymentRequest) -> pb.Deployment:
         name, request_id = _target(request)

@@ -24,6 +24,7 @@ class Exit(IntEnum):
     TIMEOUT = 7
     PERMISSION = 8
     DEPLOYMENT_FAILED = 9
+    ERRORS_FOUND = 10
     INTERRUPTED = 130  # 128 + SIGINT, as shells say it
     BROKEN_PIPE = 141  # 128 + SIGPIPE, as for every program in front of `head`
 
@@ -39,6 +40,7 @@ MEANING: Final[dict[Exit, str]] = {
     Exit.TIMEOUT: "What was waited for did not happen within --timeout. It may still happen.",
     Exit.PERMISSION: "The socket may not be opened, or is the read-only one.",
     Exit.DEPLOYMENT_FAILED: "The deployment ended in FAILED; the diagnosis is printed.",
+    Exit.ERRORS_FOUND: "`agentctl doctor` found at least one error. Warnings and notes leave it at 0.",
     Exit.INTERRUPTED: "Interrupted with Ctrl-C. What was asked of the daemon goes on.",
     Exit.BROKEN_PIPE: "The reader of our output went away.",
 }

@@ -11,14 +11,17 @@ import click
 from click.shell_completion import CompletionItem
 
 from agent.ctl.app import App
-from agent.ctl.completion import deployment_names
+from agent.ctl.completion import deployment_names, device_ids
 from agent.ctl.output import Format
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Documented = TypeVar("Documented", bound=click.Command)
 
 #: What `get` shows, beside single deployments.
-KINDS: Final = ("deployments", "instances", "events", "artifacts", "node")
+KINDS: Final = ("deployments", "instances", "events", "artifacts", "devices", "node")
+
+#: What can be done to a device, beside looking at it.
+DEVICE_ACTIONS: Final = ("quarantine", "release")
 
 _UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -93,6 +96,18 @@ def output(*, wide: bool = True) -> Callable[[Command], Command]:
     )
 
 
+def watch(command: Command) -> Command:
+    return click.option("-w", "--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")(command)
+
+
+def hardware(command: Command) -> Command:
+    return click.option(
+        "--hardware",
+        metavar="MODEL[:COUNT]|FILE",
+        help="Described hardware instead of this node's: h100-sxm:8, or a YAML file.",
+    )(command)
+
+
 def waiting(command: Command) -> Command:
     """Adds --wait and the --timeout that limits it."""
     wait = click.option("--wait", is_flag=True, help="Return when it is done, or failed.")
@@ -131,6 +146,13 @@ def complete_kinds_and_names(ctx: click.Context, param: click.Parameter, incompl
     return [CompletionItem(kind) for kind in kinds if kind.startswith(incomplete)] + complete_names(
         ctx, param, incomplete
     )
+
+
+def complete_devices(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Ids of devices; where a device may be left out, what else can stand in its place."""
+    actions = () if param.required else DEVICE_ACTIONS
+    known = (*actions, *device_ids(ctx.ensure_object(App)))
+    return [CompletionItem(one) for one in known if one.startswith(incomplete)]
 
 
 def _store(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:

@@ -16,8 +16,14 @@ from agent.v1 import agent_pb2 as pb
 
 Listed = TypeVar("Listed", bound=Message)
 
-_COLOURS: Final = {
+COLOURS: Final = {
     "READY": "green",
+    "OK": "green",
+    "HEALTHY": "green",
+    "DEGRADED": "yellow",
+    "QUARANTINED": "red",
+    "LOST": "red",
+    "UNKNOWN": "yellow",
     "FAILED": "red",
     "STUCK": "red",
     "BACKOFF": "yellow",
@@ -50,9 +56,17 @@ def severity(event: pb.Event) -> str:
     return _word(pb.Severity.DESCRIPTOR, event.severity)
 
 
+def device_condition(device: pb.Device) -> str:
+    return _word(pb.DeviceCondition.DESCRIPTOR, device.condition)
+
+
+def level(finding: pb.Finding) -> str:
+    return _word(pb.FindingLevel.DESCRIPTOR, finding.level)
+
+
 def coloured(word: str) -> str:
-    """A phase or severity: green where all is well, red for what needs a person."""
-    return click.style(word, fg=_COLOURS.get(word))
+    """A phase, condition, level or severity: green where all is well, red for what needs a person."""
+    return click.style(word, fg=COLOURS.get(word))
 
 
 def since(moment: Timestamp, now: float) -> str:
@@ -188,5 +202,5 @@ ARTIFACTS: Final[tuple[Column[pb.Artifact], ...]] = (
 
 def _word(descriptor: Any, value: int) -> str:
     """`PHASE_READY` -> `READY`: proto wants the enum's name before each of its values, people do not."""
-    known = descriptor.values_by_number.get(value)
-    return known.name.partition("_")[2] if known else str(value)
+    names = {number: known.name for number, known in descriptor.values_by_number.items()}
+    return names[value].removeprefix(names[0].removesuffix("UNSPECIFIED")) if value in names else str(value)

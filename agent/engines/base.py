@@ -12,8 +12,17 @@ from typing import Protocol
 
 from agent.errors import FieldViolation
 from agent.models.profile import ModelProfile
-from agent.planning.plan import Limits, MemoryTerm, Plan
+from agent.planning.plan import Limits, MemoryTerm, Placement, Plan
 from agent.status import Diagnosis, ExitStatus, Granted
+
+#: What decides which devices a process can see. A plan sets them, so a spec may not.
+DEVICE_VARIABLES = frozenset(
+    {
+        "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES",
+        "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK", "ONEAPI_DEVICE_SELECTOR",
+        "GGML_VK_VISIBLE_DEVICES",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +31,7 @@ class Capabilities:
 
     formats: frozenset[str]
     tasks: frozenset[str]
-    accelerators: frozenset[str]  # "cpu", "cuda", "rocm" ...
+    accelerators: frozenset[str]  # "cpu", "cuda", "rocm", "sycl", "metal", "vulkan": of any of its builds
     runtimes: frozenset[str]
     kv_cache_dtypes: Mapping[str, float]  # name -> bytes per element
     context_extending_flags: frozenset[str] = frozenset()  # with one of these, more than the trained context is meant
@@ -37,7 +46,17 @@ class EngineDefaults:
     max_model_len_cap: int  # tokens: the default is min(this, trained context)
     kv_cache_dtype: str
     max_num_batched_tokens: int
+    gpu_memory_utilization: float
     reasons: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDevice:
+    """A device as an executable itself lists it."""
+
+    accelerator: str  # "cuda", "vulkan" ...
+    name: str  # as its flags take it: "CUDA0"
+    description: str  # the name that its driver gives it: "NVIDIA H200"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +65,9 @@ class Located:
 
     argv: tuple[str, ...]
     version: str
-    origin: str  # "config" | "path" | "embedded"
+    origin: str  # "config" | "path" | "embedded" | "assumed"
+    accelerators: frozenset[str] = frozenset({"cpu"})  # what this very executable can use
+    devices: tuple[EngineDevice, ...] = ()  # what it listed; () where it was not asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +108,22 @@ class Engine(Protocol):
     """One kind of server software."""
 
     name: str
+    executable: str  # its usual name: what a plan for hardware that is not here shows
     capabilities: Capabilities
     defaults: EngineDefaults
 
     def locate(self, configured: Sequence[str] | None) -> Located | None:
         """Find the native executable: configured path, then PATH, then the embedded one. May touch the disk and
-        run `--version` once (deadline 10 s); raises nothing; None when there is none."""
+        ask it once for its version and its devices (10 s each at most); raises nothing; None when there is none."""
 
-    def memory_terms(self, profile: ModelProfile, limits: Limits, task: str) -> tuple[MemoryTerm, ...]:
-        """The host memory that an instance needs: weights, KV cache, compute buffers, process. Never less for
-        longer or more sequences. Pure."""
+    def device_layers(self, profile: ModelProfile) -> int:
+        """How many layers can lie on devices, the output included: as `Placement.layers` counts them. Pure."""
+
+    def memory_terms(
+        self, profile: ModelProfile, limits: Limits, task: str, placement: Placement
+    ) -> tuple[tuple[MemoryTerm, ...], ...]:
+        """What an instance needs of host memory, then of each device's memory, in the placement's order: weights,
+        KV cache, compute buffers, process. Never less for longer or more sequences. Pure."""
 
     def check_extra_args(self, arguments: Sequence[str]) -> tuple[FieldViolation, ...]:
         """Refuse flags that the adapter owns (port, model, limits), that are dangerous or that do not exist.

@@ -1,17 +1,30 @@
-"""Finding an engine's native executable, and asking it for its version once."""
+"""Finding an engine's native executable, and asking it about itself: once, and never for longer than a deadline."""
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-#: Seconds. A large binary on a cold network disk needs some; one that hangs must not hold planning up.
-VERSION_DEADLINE = 10.0
+from agent.engines.base import DEVICE_VARIABLES
+
+#: Seconds for an answer. A large binary on a cold network disk needs some; one that hangs must not hold planning up.
+DEADLINE = 10.0
+#: Seconds for which "no device" is believed while device files are there: the driver may have been sick.
+RECHECK = 60.0
+#: Device files of accelerators, as the kernel drivers of NVIDIA, AMD and Intel make them.
+DEVICE_FILES = ("nvidia*", "kfd", "dri/renderD*")
+
+#: What was printed and when (monotonic seconds), by command and by what the answer depends on.
+_answers: dict[tuple[tuple[str, ...], tuple[object, ...]], tuple[str, float]] = {}
+#: Processes that KILL did not end, by executable: they hang in a driver, and so would the next one.
+_stuck: dict[str, subprocess.Popen[bytes]] = {}
 
 
 def configured_or_on_path(configured: Sequence[str] | None, name: str) -> tuple[tuple[str, ...], str] | None:
@@ -30,25 +43,69 @@ def version(argv: tuple[str, ...], pattern: re.Pattern[str]) -> str:
 
     Remembered until the file changes.
     """
+    match = pattern.search(_ask((*argv, "--version"), _fingerprint(argv[0])))
+    return match[1].strip() if match else "unknown"
+
+
+def devices(argv: tuple[str, ...], option: str, has_any: Callable[[str], bool]) -> str:
+    """What `argv option` prints about devices; "" where it fails or does not answer in time.
+
+    Remembered until the file or the host's device files change: asking takes memory on every device for a moment. An
+    answer without devices is asked for again after a while, where device files are there.
+    """
+    files = tuple(sorted(str(file) for pattern in DEVICE_FILES for file in Path("/dev").glob(pattern)))
+    return _ask((*argv, option), (*_fingerprint(argv[0]), *files), lambda answer: not files or has_any(answer))
+
+
+def _fingerprint(path: str) -> tuple[int, ...]:
     try:
-        file = Path(argv[0]).stat()
+        status = Path(path).stat()
     except OSError:
-        return "unknown"
-    return _version(argv, pattern, (file.st_ino, file.st_size, file.st_mtime_ns))
+        return ()
+    return (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=32)
-def _version(argv: tuple[str, ...], pattern: re.Pattern[str], _file: tuple[int, ...]) -> str:
+def _ask(argv: tuple[str, ...], state: tuple[object, ...], final: Callable[[str], bool] = lambda _: True) -> str:
+    """All that it prints, remembered for this `state`; an answer that is not final, for a while only."""
+    answer, asked_at = _answers.get((argv, state), ("", -RECHECK))
+    if (argv, state) not in _answers or (not final(answer) and time.monotonic() - asked_at >= RECHECK):
+        answer = _printed(argv)
+        _answers[argv, state] = answer, time.monotonic()
+    return answer
+
+
+def _printed(argv: tuple[str, ...]) -> str:
+    """All that it prints; "" where it cannot run or does not end in time."""
+    stuck = _stuck.get(argv[0])
+    if stuck is not None and stuck.poll() is None:
+        return ""
+    # What the agent was started with must not hide devices: an instance gets variables of its own.
+    environment = {name: value for name, value in os.environ.items() if name not in DEVICE_VARIABLES}
     try:
-        done = subprocess.run(
-            [*argv, "--version"],
+        process = subprocess.Popen(
+            argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=VERSION_DEADLINE,
-            check=False,
+            env=environment,
+            start_new_session=True,
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    match = pattern.search(done.stdout.decode(errors="replace"))
-    return match[1].strip() if match else "unknown"
+    except OSError:
+        return ""
+    try:
+        return process.communicate(timeout=DEADLINE)[0].decode(errors="replace")
+    except subprocess.TimeoutExpired:
+        _end(argv[0], process)
+        return ""
+
+
+def _end(executable: str, process: subprocess.Popen[bytes]) -> None:
+    """Kill it with all that it started. One that hangs in the kernel is left behind: waiting could be for ever."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    if process.stdout is not None:
+        process.stdout.close()
+    try:
+        process.wait(timeout=1)
+    except subprocess.TimeoutExpired:
+        _stuck[executable] = process

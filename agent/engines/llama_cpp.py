@@ -20,14 +20,24 @@ from types import MappingProxyType
 from typing import Any
 
 from agent.engines.arguments import Options
-from agent.engines.base import Activity, Capabilities, Command, EngineDefaults, HttpReply, HttpRequest, Located
-from agent.engines.executables import configured_or_on_path, version
+from agent.engines.base import (
+    DEVICE_VARIABLES,
+    Activity,
+    Capabilities,
+    Command,
+    EngineDefaults,
+    HttpReply,
+    HttpRequest,
+    Located,
+)
+from agent.engines.executables import configured_or_on_path, devices, version
+from agent.engines.llama_cpp_devices import LIST_DEVICES, PREFIXES, flags, listed
 from agent.engines.llama_cpp_failures import diagnose
 from agent.engines.llama_cpp_memory import CACHE_BYTES, memory_terms, physical_batch
 from agent.engines.llama_cpp_refusals import REFUSED_FLAGS
 from agent.errors import FieldViolation
 from agent.models.profile import ModelProfile
-from agent.planning.plan import Limits, MemoryTerm, Plan
+from agent.planning.plan import Limits, MemoryTerm, Placement, Plan
 from agent.status import Diagnosis, ExitStatus, Granted
 
 _EMBEDDED = Path(__file__).parent.parent / "embedded" / "llama_server.py"
@@ -42,10 +52,11 @@ class LlamaCpp:
     """Satisfies `agent.engines.base.Engine`."""
 
     name = "llama.cpp"
+    executable = "llama-server"
     capabilities = Capabilities(
         formats=frozenset({"gguf"}),
         tasks=frozenset({"chat", "completion", "embedding", "rerank"}),
-        accelerators=frozenset({"cpu"}),
+        accelerators=frozenset({"cpu", *PREFIXES}),
         runtimes=frozenset({"process"}),
         kv_cache_dtypes=CACHE_BYTES,
         context_extending_flags=frozenset(
@@ -58,12 +69,14 @@ class LlamaCpp:
         max_model_len_cap=4096,
         kv_cache_dtype="f16",
         max_num_batched_tokens=2048,
+        gpu_memory_utilization=0.9,
         reasons=MappingProxyType(
             {
                 "max_num_seqs": "llama-server's own number of slots",
                 "max_model_len": "enough for a conversation; every sequence reserves its whole context",
                 "kv_cache_dtype": "llama-server's own type, without loss",
                 "max_num_batched_tokens": "llama-server's own logical batch",
+                "gpu_memory_utilization": "a tenth of a device is left for what was estimated too low",
             }
         ),
     )
@@ -72,18 +85,27 @@ class LlamaCpp:
         self._options = Options.read("llama_cpp_options.txt", REFUSED_FLAGS)
 
     def locate(self, configured: Sequence[str] | None) -> Located | None:
-        if native := configured_or_on_path(configured, "llama-server"):
+        if native := configured_or_on_path(configured, self.executable):
             argv, origin = native
-            return Located(argv, version(argv, _VERSION), origin)
+            found = listed(devices(argv, LIST_DEVICES, lambda text: bool(listed(text))))
+            accelerators = frozenset({"cpu", *(device.accelerator for device in found)})
+            return Located(argv, version(argv, _VERSION), origin, accelerators, found)
         return None if configured else _embedded()
 
-    def memory_terms(self, profile: ModelProfile, limits: Limits, task: str) -> tuple[MemoryTerm, ...]:
-        return memory_terms(profile, limits, task)
+    def device_layers(self, profile: ModelProfile) -> int:
+        return profile.layers + 1
+
+    def memory_terms(
+        self, profile: ModelProfile, limits: Limits, task: str, placement: Placement
+    ) -> tuple[tuple[MemoryTerm, ...], ...]:
+        return memory_terms(profile, limits, task, placement)
 
     def check_extra_args(self, arguments: Sequence[str]) -> tuple[FieldViolation, ...]:
         return tuple(self._options.check(arguments))
 
     def check_variable(self, name: str) -> str:
+        if name in DEVICE_VARIABLES:
+            return "`devices` decides it"
         # llama-server takes every flag from a variable too.
         return "flags are given in `extra_args`, where they are checked" if name.startswith("LLAMA_ARG_") else ""
 
@@ -107,7 +129,7 @@ class LlamaCpp:
             *("--cache-type-k", limits.kv_cache_dtype),
             *("--cache-type-v", limits.kv_cache_dtype),
             *("--flash-attn", "on"),  # a quantized V cache needs it, and the memory model is that of this kernel
-            *("--device", ",".join(plan.devices) or "none"),
+            *flags(plan),
             *("--fit", "off"),  # it would shrink the context behind the plan's back
             *("--cache-ram", "0"),  # 8 GiB by default, outside the budget
             *("--ctx-checkpoints", "0"),  # 32 copies of a slot's state for some models, outside the budget
@@ -120,7 +142,7 @@ class LlamaCpp:
             *_TASK_FLAGS.get(plan.task, ()),
             *plan.extra_args,
         ]
-        return Command(tuple(argv))
+        return Command(tuple(argv), plan.placement.environment)
 
     def startup_probe(self, plan: Plan) -> HttpRequest:
         return _HEALTH
@@ -204,6 +226,8 @@ def _number(text: str) -> float | None:
 
 def _embedded() -> Located | None:
     """Our launcher over the `xllamacpp` wheel, where it is installed; found without importing it.
+
+    The published wheel is built for the CPU alone, and the launcher takes no device.
 
     Run by path, without PYTHON* variables (-E) and without its folder in front of the module path (-P): neither the
     working directory nor the deployment's environment can put other modules in its way.

@@ -25,6 +25,12 @@ SIGNATURES: tuple[Signature, ...] = (
         "remove it from extra_args; another version of the engine may know it",
     ),
     Signature(
+        r'error while handling argument "--device": invalid device: (\S+)',
+        DiagnosisCode.DEVICE_FAILED,
+        "the engine does not find the device {0}",
+        "see `agentctl devices` and `agentctl doctor`: the device or its driver may have failed since the plan",
+    ),
+    Signature(
         r'error while handling argument "(.+?)": (.+)',
         DiagnosisCode.BAD_FLAG,
         "the engine refused the value of {0} ({1})",
@@ -73,7 +79,21 @@ SIGNATURES: tuple[Signature, ...] = (
         _FETCH_AGAIN,
     ),
     Signature(
-        r"(?:cudaMalloc failed|ErrorOutOfDeviceMemory|CUDA error): ?out of memory|ErrorOutOfDeviceMemory",
+        r"(?:CUDA|ROCm) error: (no kernel image is available .*|the provided PTX was compiled .*"
+        r"|.*driver version is insufficient .*|invalid device function)",
+        DiagnosisCode.BINARY_MISSING,
+        "this build of the engine does not run on the device or its driver: {0}",
+        "install a build for this device, or a newer driver; `agentctl doctor` names both versions",
+    ),
+    Signature(
+        r"(?:CUDA|ROCm) error: (.*(?:ECC error|busy or unavailable|no CUDA-capable device|no ROCm-capable device"
+        r"|GPU is lost|hardware stack|launch failure|launch timed out).*)",
+        DiagnosisCode.DEVICE_FAILED,
+        "the device failed: {0}",
+        "see `agentctl devices` for its condition, and the kernel's log",
+    ),
+    Signature(
+        r"(?:cudaMalloc failed|ErrorOutOfDeviceMemory|(?:CUDA|ROCm) error): ?out of memory|ErrorOutOfDeviceMemory",
         DiagnosisCode.DEVICE_OOM,
         "the device's memory was exhausted",
         _SMALLER,

@@ -1,4 +1,4 @@
-"""How llama.cpp's memory behaves on the host: exact where its allocators are, measured where they are not.
+"""How llama.cpp's memory behaves, on host and devices: exact where its allocators are, measured where they are not.
 
 The formulas, and how they compare with real runs: docs/decisions/0003-llama-cpp-memory.md.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from agent.models.profile import ModelProfile
-from agent.planning.plan import Limits, MemoryTerm
+from agent.planning.plan import Limits, MemoryTerm, Placement
 
 #: Bytes per element of the cache types: ggml's block sizes (q8_0: 32 values in 34 bytes, and so on).
 CACHE_BYTES: Mapping[str, float] = MappingProxyType(
@@ -32,6 +32,20 @@ CELL_PADDING = 256
 #: Architectures whose graph was measured; for others the compute buffer is the same formula with a wide margin.
 _MEASURED = frozenset({"llama"})
 _MIB = 1024**2
+#: `GGML_SCHED_MAX_COPIES` of the builds that are published.
+PIPELINE_DEPTH = 4
+#: How much the layers of one file may differ from their average: Q4_K_M keeps part of every third in Q6_K.
+_LAYERS_DIFFER = 0.08
+#: Device memory outside llama.cpp's own buffers (driver context, kernels, library workspaces): what its exit report
+#: calls unaccounted, in public logs on devices without other users.
+_CONTEXTS: Mapping[str, MemoryTerm] = MappingProxyType(
+    {
+        "cuda": MemoryTerm("context", 512 * _MIB, "451 to 753 MiB in public logs", uncertainty=256 * _MIB),
+        "rocm": MemoryTerm("context", 320 * _MIB, "253 to 318 MiB in public logs", uncertainty=160 * _MIB),
+    }
+)
+_OTHER_CONTEXT = MemoryTerm("context", 320 * _MIB, "as ROCm's; not measured", uncertainty=320 * _MIB)
+_RUNTIME = MemoryTerm("accelerator's libraries", 256 * _MIB, "estimate, not measured", uncertainty=128 * _MIB)
 
 
 def physical_batch(limits: Limits, task: str) -> int:
@@ -43,27 +57,80 @@ def physical_batch(limits: Limits, task: str) -> int:
     return min(PHYSICAL_BATCH, limits.max_num_batched_tokens)
 
 
-def memory_terms(profile: ModelProfile, limits: Limits, task: str) -> tuple[MemoryTerm, ...]:
-    """Host memory of one instance."""
+def memory_terms(
+    profile: ModelProfile, limits: Limits, task: str, placement: Placement
+) -> tuple[tuple[MemoryTerm, ...], ...]:
+    """Of the host, then of each device.
+
+    Layers are numbered from 0; the output comes after the last one and is `profile.layers`. The last ones lie on
+    devices, in the order of these (`get_layer_buft_list` in llama-model.cpp); the input is always the CPU's.
+    """
+    first = profile.layers + 1 - sum(placement.layers)
+    terms, start = [_host(profile, limits, task, placement, first)], first
+    for count in placement.layers:
+        terms.append(_device(profile, limits, task, placement, range(start, start + count)))
+        start += count
+    return tuple(terms)
+
+
+def _host(
+    profile: ModelProfile, limits: Limits, task: str, placement: Placement, layers: int
+) -> tuple[MemoryTerm, ...]:
+    """Host memory of one instance that computes its first `layers` layers on the CPU."""
+    if placement.layers:
+        held = profile.embedding_bytes + _layer_bytes(profile) * layers
+        weights = MemoryTerm("weights", held, f"the input, and {layers} layers" if layers else "the input")
+    else:
+        weights = MemoryTerm("weights", profile.tensor_bytes, "sum of the tensors' bytes in the file")
+    runtime = () if placement.accelerator == "cpu" else (_RUNTIME,)
     return (
-        MemoryTerm("weights", profile.tensor_bytes, "sum of the tensors' bytes in the file"),
-        _kv_cache(profile, limits),
-        _compute(profile, limits, task),
+        weights,
+        _kv_cache(profile, limits, range(layers)),
+        _compute(profile, limits, task) if layers else _inputs(profile, limits, task, placement),
         # Tokens, merges and their hash maps, sampler candidates: 0.4 to 0.95 KiB a token were measured.
         MemoryTerm("vocabulary", profile.vocabulary * 1024, "1 KiB a token, measured"),
         # Code and libraries 24 MiB, heap and HTTP threads 18 MiB, measured; the rest is for requests in flight.
         MemoryTerm("process", 48 * _MIB, "measured", uncertainty=8 * _MIB),
+        *runtime,
     )
+
+
+def _device(
+    profile: ModelProfile, limits: Limits, task: str, placement: Placement, layers: range
+) -> tuple[MemoryTerm, ...]:
+    """Memory of a device that holds these layers."""
+    repeating = range(layers.start, min(layers.stop, profile.layers))
+    weights = _layer_bytes(profile) * len(repeating)
+    # Layers of one file have different quantizations (Q4_K_M: some in Q6_K), and only their sum is known.
+    spread = 0 if len(repeating) in {0, profile.layers} else int(weights * _LAYERS_DIFFER)
+    source = f"{len(repeating)} of {profile.layers} layers"
+    if layers.stop > profile.layers:
+        # A tied output is a second copy: the input's stays on the host.
+        weights += profile.output_bytes or profile.embedding_bytes
+        source += " and the output"
+    return (
+        MemoryTerm("weights", weights, source, uncertainty=spread),
+        _kv_cache(profile, limits, repeating),
+        _device_compute(profile, limits, task, placement, has_output=layers.stop > profile.layers),
+        _CONTEXTS.get(placement.accelerator, _OTHER_CONTEXT),
+    )
+
+
+def _layer_bytes(profile: ModelProfile) -> int:
+    """One repeating layer, on average. Never less than its part: rounded up."""
+    repeating = profile.tensor_bytes - profile.embedding_bytes - profile.output_bytes
+    return -(-repeating // profile.layers) if profile.layers else 0
 
 
 def _slot_cells(limits: Limits) -> int:
     return -(-limits.max_model_len // CELL_PADDING) * CELL_PADDING
 
 
-def _kv_cache(profile: ModelProfile, limits: Limits) -> MemoryTerm:
+def _kv_cache(profile: ModelProfile, limits: Limits, layers: range) -> MemoryTerm:
     """Exact. Sliding-window layers keep less; they are counted whole, as an upper bound."""
     cells = _slot_cells(limits) * limits.max_num_seqs
-    per_cell = sum(profile.kv_heads) * (profile.key_length + profile.value_length)
+    heads = sum(profile.kv_heads[layers.start : layers.stop])
+    per_cell = heads * (profile.key_length + profile.value_length)
     return MemoryTerm(
         "KV cache",
         int(cells * per_cell * CACHE_BYTES[limits.kv_cache_dtype]),
@@ -78,12 +145,51 @@ def _compute(profile: ModelProfile, limits: Limits, task: str) -> MemoryTerm:
     of a layer, with three of the feed-forward's width; at the graph's end the feed-forward ones are gone and each
     output token has a row of logits instead. The attention mask is one 2-byte value a token and cell of its slot.
     """
-    batch = physical_batch(limits, task)
-    outputs = batch if task in {"embedding", "rerank"} else limits.max_num_seqs
+    batch, outputs = physical_batch(limits, task), _outputs(limits, task)
     widest = max(3 * profile.feed_forward_length * batch, profile.vocabulary * outputs)
     graph = 4 * (5 * profile.embedding_length * batch + widest) + 2 * _slot_cells(limits) * batch
     output = 4 * profile.vocabulary * limits.max_num_seqs
     work = 2 * max(profile.feed_forward_length, profile.embedding_length) * batch
-    total = graph + output + work
+    return _with_margin(profile, graph + output + work, f"graph for {batch} tokens, {outputs} outputs")
+
+
+def _device_compute(
+    profile: ModelProfile, limits: Limits, task: str, placement: Placement, *, has_output: bool
+) -> MemoryTerm:
+    """The graph's scratch buffer on a device: as on the CPU, but three vectors of the embedding's width, and with
+    several devices a copy of the inputs for each batch in the pipeline. The flash attention of CUDA and ROCm turns a
+    quantized cache into 16-bit values, a layer at a time.
+    """
+    batch, outputs, copies = physical_batch(limits, task), _outputs(limits, task), _copies(profile, placement)
+    mask, row = 2 * _slot_cells(limits) * batch, 4 * profile.embedding_length * batch
+    widest = max(3 * profile.feed_forward_length * batch, profile.vocabulary * outputs if has_output else 0)
+    graph = 3 * row + 4 * widest + copies * mask + (copies * row if copies > 1 else 0)
+    unpacked = 0
+    if limits.kv_cache_dtype != "f16":
+        cells = _slot_cells(limits) * limits.max_num_seqs
+        unpacked = 2 * cells * max(profile.kv_heads, default=0) * (profile.key_length + profile.value_length)
+    return _with_margin(profile, graph + unpacked, f"graph for {batch} tokens, {outputs} outputs")
+
+
+def _inputs(profile: ModelProfile, limits: Limits, task: str, placement: Placement) -> MemoryTerm:
+    """What stays on the host when all layers are on devices: the inputs, a copy for each batch in the pipeline, and
+    the logits that are read back."""
+    batch, copies = physical_batch(limits, task), _copies(profile, placement)
+    mask, row = 2 * _slot_cells(limits) * batch, 4 * profile.embedding_length * batch
+    total = (1 + copies) * row + copies * mask + 4 * profile.vocabulary * limits.max_num_seqs
+    return _with_margin(profile, total, f"inputs of {batch} tokens, and what is read back")
+
+
+def _outputs(limits: Limits, task: str) -> int:
+    return physical_batch(limits, task) if task in {"embedding", "rerank"} else limits.max_num_seqs
+
+
+def _copies(profile: ModelProfile, placement: Placement) -> int:
+    """Batches under way at the same time: a pipeline is made when several devices hold all layers."""
+    whole = sum(placement.layers) > profile.layers
+    return PIPELINE_DEPTH if whole and len(placement.layers) > 1 else 1
+
+
+def _with_margin(profile: ModelProfile, total: int, source: str) -> MemoryTerm:
     margin = 0 if profile.architecture in _MEASURED else total // 2
-    return MemoryTerm("compute", total, f"graph for {batch} tokens, {outputs} outputs", uncertainty=margin)
+    return MemoryTerm("compute", total, source, uncertainty=margin)

@@ -72,6 +72,8 @@ def _pooling_problem(request: PlanRequest, capabilities: Capabilities) -> str | 
 def _reason(asked: str, name: str, located: Located) -> Reason:
     where = {"config": "configured on this node", "path": "found on PATH", "embedded": "the embedded one"}
     found = f"{where.get(located.origin, located.origin)}, version {located.version}"
+    if located.origin == "assumed":
+        found = "assumed: no executable was looked for"
     if asked == "auto":
         return Reason("engine", name, "computed", f"the first engine that serves this model on this node; {found}")
     return Reason("engine", name, "from-spec", f"the spec names it; {found}")

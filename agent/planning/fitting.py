@@ -1,150 +1,211 @@
-"""Whether it fits: the budget against the memory that is free, and smaller defaults where nobody asked for more."""
+"""Whether it fits: where the instance runs, the budgets against the memory that is free, and smaller defaults where
+nobody asked for more.
+
+For `devices: auto`, in this order: all layers on devices; the same with a shorter default context; some layers on
+devices, if that gains something; the CPU; and all of these again with fewer sequences too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 
-from agent.engines.base import Engine
-from agent.planning.limits import POOLING_TASKS, Choice
-from agent.planning.plan import GIB, Limits, MemoryBudget, Reason
+from agent.engines.base import Engine, Located
+from agent.planning.amounts import Free, free_memory, need
+from agent.planning.devices import Offer, Offers, label, largest_sets, offers, sets
+from agent.planning.layout import Designer, Layout, largest
+from agent.planning.limits import STEP, Choice, with_length
+from agent.planning.plan import Limits, Reason, Rejected
+from agent.planning.refusing import lines, too_big
 from agent.planning.request import PlanRequest, RefusedError
-from agent.status import Diagnosis, DiagnosisCode
 
-#: Context is reduced in steps of this many tokens, which engines allocate in blocks anyway.
-STEP = 256
 #: A context that nobody asked for is not reduced below: with less, a conversation ends after a few turns.
 SHORTEST_DEFAULT = 1024
+#: With a smaller part of the layers on devices that nobody asked for, the CPU stays what decides the speed.
+LEAST_PART = 1 / 4
+
+_Make = Callable[[Limits], Layout | None]
+
+
+class _Reduce(Enum):
+    """What may become smaller for a way to run it, where nobody asked for more."""
+
+    NOTHING = "nothing"
+    CONTEXT = "context"
+    ALL = "all"
 
 
 @dataclass(frozen=True, slots=True)
-class Free:
-    """Host memory that a plan may take, and how it comes about. Bytes."""
+class Fitted:
+    """What fits, and why it is this."""
 
-    bytes: int
-    total: int
-    reserve: int
-    reserved: int
-    cap: int | None  # the spec's own limit, where it is the smaller one
-
-    def __str__(self) -> str:
-        if self.cap is not None:
-            return f"limits.memory_bytes allows {_gib(self.cap)} GiB"
-        parts = [f"{_gib(self.reserve)} GiB reserved for the host"]
-        if self.reserved:
-            parts.append(f"{_gib(self.reserved)} GiB for other deployments")
-        return f"{_gib(self.bytes)} GiB is free of {_gib(self.total)} GiB ({', '.join(parts)})"
+    choice: Choice
+    layout: Layout
+    devices: Reason
+    reasons: tuple[Reason, ...]  # of layers and budgets
+    rejected: tuple[Rejected, ...]
 
 
-def free_memory(request: PlanRequest) -> Free:
-    """The smaller of two views. What is promised counts whole against the total, because mapped weights look
-    available though they are in use; what is available counts too, because others than us use memory.
-    """
-    memory, reserve = request.inventory.memory, request.policy.host_memory_reserve_bytes
-    outstanding = max(0, request.reserved_bytes - request.resident_bytes)
-    promised = memory.total - reserve - request.reserved_bytes
-    available = memory.available + request.released_bytes - reserve - outstanding
-    free = max(0, min(promised, available))
-    cap = request.spec.limits.memory_bytes
-    if cap is not None and cap < free:
-        return Free(cap, memory.total, reserve, request.reserved_bytes, cap)
-    return Free(free, memory.total, reserve, request.reserved_bytes, None)
-
-
-def fit(request: PlanRequest, engine: Engine, choice: Choice) -> tuple[Choice, MemoryBudget, Reason]:
-    """Limits that fit, the budget, and its reason. Raises `RefusedError` with the numbers."""
+def fit(request: PlanRequest, engine: Engine, located: Located, choice: Choice) -> Fitted:
+    """Where it runs, with limits that fit. Raises `RefusedError` with the numbers."""
     free = free_memory(request)
+    found = offers(request, request.spec.devices, located, choice.utilization)
+    designer = Designer(request, engine, free.bytes)
+    layout, limits = _first(_targets(request, designer, found), choice, request.spec.task)
+    if layout is None or limits is None:
+        others = offers(request, "auto", located, choice.utilization)
+        nothing = designer.on_cpu(choice.limits)
+        rejected = (*found.rejected, *_passed_over(request, designer, found, nothing, choice, free))
+        raise RefusedError(too_big(request, choice, designer, found, others, free), rejected)
+    return Fitted(
+        choice=_explain(choice, limits, layout, free),
+        layout=layout,
+        devices=_devices_reason(request, designer, found, layout),
+        reasons=(*_layers_reason(designer, layout), *_budget_reasons(layout, free)),
+        rejected=(*found.rejected, *_passed_over(request, designer, found, layout, choice, free)),
+    )
 
-    def budget(limits: Limits) -> MemoryBudget:
-        return MemoryBudget("host", engine.memory_terms(request.profile, limits, request.spec.task))
+
+def _targets(request: PlanRequest, designer: Designer, found: Offers) -> Iterable[tuple[_Make, _Reduce]]:
+    """Ways to run it, best first."""
+    if request.spec.devices == "cpu":
+        yield designer.only_cpu, _Reduce.ALL
+        return
+    if request.spec.devices != "auto":
+        yield _whole(designer, found.usable), _Reduce.ALL
+        yield _part(designer, (found.usable,), least=1), _Reduce.ALL
+        return
+    groups = tuple(sets(found))
+    most_free, least = largest_sets(groups), designer.layers * LEAST_PART
+    yield from ((_whole(designer, group), _Reduce.NOTHING) for group in groups)
+    # The CPU would serve as many sequences as asked for, so a device must not serve fewer.
+    yield from ((_whole(designer, group), _Reduce.CONTEXT) for group in most_free)
+    yield _part(designer, most_free, least), _Reduce.NOTHING
+    yield designer.only_cpu, _Reduce.NOTHING
+    yield from ((_whole(designer, group), _Reduce.ALL) for group in most_free)
+    yield _part(designer, most_free[-1:], least), _Reduce.ALL
+    yield designer.only_cpu, _Reduce.ALL
+
+
+def _whole(designer: Designer, group: tuple[Offer, ...]) -> _Make:
+    return lambda limits: designer.all_layers(limits, group)
+
+
+def _part(designer: Designer, groups: Sequence[tuple[Offer, ...]], least: float) -> _Make:
+    """Some layers on the set that takes the most of them; of equals the smallest."""
+
+    def make(limits: Limits) -> Layout | None:
+        made = [layout for group in groups if (layout := designer.most_layers(limits, group)) is not None]
+        best = max(made, key=lambda layout: sum(layout.placement.layers), default=None)
+        return best if best is not None and sum(best.placement.layers) >= least else None
+
+    return make
+
+
+def _first(
+    targets: Iterable[tuple[_Make, _Reduce]], choice: Choice, task: str
+) -> tuple[Layout, Limits] | tuple[None, None]:
+    """The first way that fits."""
+    for make, reduce in targets:
+        layout = make(choice.limits)
+        if layout is not None:
+            return layout, choice.limits
+        limits = None if reduce is _Reduce.NOTHING else _reduced(choice, make, task, reduce)
+        if limits is not None and (layout := make(limits)) is not None:
+            return layout, limits
+    return None, None
+
+
+def _reduced(choice: Choice, make: _Make, task: str, reduce: _Reduce) -> Limits | None:
+    """A shorter context; where the shortest is not enough, fewer sequences too. None: the user's values do not fit."""
 
     def fits(limits: Limits) -> bool:
-        return budget(limits).bytes <= free.bytes
+        return make(limits) is not None
 
-    limits = choice.limits if fits(choice.limits) else _reduce(choice, fits, request.spec.task)
-    if limits is None:
-        raise RefusedError(_too_big(request, choice, budget, fits, free))
-    chosen = budget(limits)
-    sentence = f"needs {_need(chosen)}; {free}"
-    reason = Reason("budgets.host", str(chosen.bytes), "computed", sentence)
-    return _explain(choice, limits, free), chosen, reason
-
-
-def _reduce(choice: Choice, fits: Callable[[Limits], bool], task: str) -> Limits | None:
-    """A shorter context; where the shortest is not enough, fewer sequences too. None: the user's values do not fit."""
     limits = choice.limits
     shortest = limits.max_model_len if "max_model_len" in choice.fixed else min(SHORTEST_DEFAULT, limits.max_model_len)
-    fewest = limits.max_num_seqs if "max_num_seqs" in choice.fixed else 1
+    keeps = "max_num_seqs" in choice.fixed or reduce is _Reduce.CONTEXT
+    fewest = limits.max_num_seqs if keeps else 1
     small = with_length(limits, shortest, task)
-    seqs = _largest(lambda n: fits(replace(small, max_num_seqs=n)), fewest, limits.max_num_seqs)
+    seqs = largest(lambda n: fits(replace(small, max_num_seqs=n)), fewest, limits.max_num_seqs)
     if seqs is None:
         return None
     fewer = replace(limits, max_num_seqs=seqs)
-    length = _largest(lambda n: fits(with_length(fewer, n, task)), shortest, limits.max_model_len, STEP)
+    length = largest(lambda n: fits(with_length(fewer, n, task)), shortest, limits.max_model_len, STEP)
     return None if length is None else with_length(fewer, length, task)
 
 
-def with_length(limits: Limits, length: int, task: str) -> Limits:
-    """The limits for another context, and the batch that follows from it."""
-    batched = length if task in POOLING_TASKS else limits.max_num_batched_tokens
-    return replace(limits, max_model_len=length, max_num_batched_tokens=batched)
-
-
-def _largest(fits: Callable[[int], bool], smallest: int, largest: int, step: int = 1) -> int | None:
-    """The largest number that fits: one of the bounds, or a multiple of `step` between. More never needs less."""
-    if not fits(smallest):
-        return None
-    if fits(largest):
-        return largest
-    low, high = smallest // step, -(-largest // step)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle * step) else (low, middle)
-    return max(smallest, low * step)
-
-
-def _explain(choice: Choice, limits: Limits, free: Free) -> Choice:
-    """Reasons for what was reduced."""
+def _explain(choice: Choice, limits: Limits, layout: Layout, free: Free) -> Choice:
+    """Reasons for what was reduced, and for the part of the devices."""
     reasons = dict(choice.reasons)
+    where = "; ".join((*(f"on {label(o.device)} {o}" for o in layout.offers), str(free)))
     for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens"):
         before, after = getattr(choice.limits, name), getattr(limits, name)
         if before != after:
-            sentence = f"reduced from {before} to fit: {free}"
+            sentence = f"reduced from {before} to fit: {where}"
             reasons[f"limits.{name}"] = Reason(f"limits.{name}", str(after), "computed", sentence)
+    if layout.offers:
+        limits = replace(limits, gpu_memory_utilization=choice.utilization)
+        reasons["limits.gpu_memory_utilization"] = choice.utilization_reason
     return replace(choice, limits=limits, reasons=reasons)
 
 
-def _too_big(
-    request: PlanRequest,
-    choice: Choice,
-    budget: Callable[[Limits], MemoryBudget],
-    fits: Callable[[Limits], bool],
-    free: Free,
-) -> Diagnosis:
-    limits, task = choice.limits, request.spec.task
-    shortest = min(STEP, limits.max_model_len)
-    length = _largest(lambda n: fits(with_length(limits, n, task)), shortest, limits.max_model_len, STEP)
-    seqs = _largest(lambda n: fits(replace(limits, max_num_seqs=n)), 1, limits.max_num_seqs)
-    options = []
-    if length is not None:
-        options.append(f"max_model_len {length}")
-    if seqs is not None:
-        options.append(f"max_num_seqs {seqs}")
-    if options:
-        hint = f"what would fit: {' or '.join(options)}"
-    elif fits(replace(with_length(limits, shortest, task), max_num_seqs=1)):
-        hint = "what would fit: fewer sequences and a shorter context together"
+def _devices_reason(request: PlanRequest, designer: Designer, found: Offers, layout: Layout) -> Reason:
+    asked, offered = request.spec.devices, layout.offers
+    value = ",".join(offer.device.id for offer in offered) or "cpu"
+    names = ", ".join(label(offer.device) for offer in offered)
+    if asked != "auto":
+        return Reason("devices", value, "from-spec", f"the spec names {names}" if names else "the spec says so")
+    if not offered:
+        sentence = "this node has no device that an engine could use"
+        if found.usable or found.rejected:
+            sentence = "no device of this node can take it; what was rejected says why"
+    elif sum(layout.placement.layers) < designer.layers:
+        sentence = f"no devices hold all of it; {names} hold{'s' * (len(offered) == 1)} the most layers"
+    elif len(found.usable) == 1:
+        sentence = f"{names} holds all of it"
+    elif len(offered) == 1:
+        sentence = f"{names} has the least free memory of the devices that hold all of it"
     else:
-        hint = "no limits make it fit: use a smaller model or quantization, or free memory"
-    return Diagnosis(DiagnosisCode.DOES_NOT_FIT, f"needs {_need(budget(limits))}; {free}", hint=hint)
+        island = " of one island" if found.are_island(offered) else ""
+        sentence = f"no smaller number of devices holds all of it; {names} are the tightest fit{island}"
+    return Reason("devices", value, "computed", sentence)
 
 
-def _need(budget: MemoryBudget) -> str:
-    terms = ", ".join(f"{term.name} {_gib(term.bytes + term.uncertainty)}" for term in budget.terms)
-    return f"{_gib(budget.bytes)} GiB ({terms})"
+def _layers_reason(designer: Designer, layout: Layout) -> Iterable[Reason]:
+    layers, total = layout.placement.layers, designer.layers
+    if not layers:
+        return
+    value = "+".join(map(str, layers))
+    if sum(layers) < total:
+        sentence = f"{sum(layers)} of {total}: as many as fit; the CPU computes the others, and more slowly"
+    else:
+        sentence = f"all {total}, the output counting as one"
+    if len(layers) > 1:
+        even = max(layers) - min(layers) <= 1
+        sentence += ", in equal parts" if even else ", each device filled in turn"
+    yield Reason("layers", value, "computed", sentence)
 
 
-def _gib(size: int) -> str:
-    """Two digits below 10 GiB: small models differ in hundredths."""
-    value = size / GIB
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+def _budget_reasons(layout: Layout, free: Free) -> Iterable[Reason]:
+    for budget, available in zip(layout.budgets, (free, *layout.offers), strict=True):
+        sentence = f"needs {need(budget)}; {available}"
+        yield Reason(f"budgets.{budget.pool}", str(budget.bytes), "computed", sentence)
+
+
+def _passed_over(
+    request: PlanRequest, designer: Designer, found: Offers, layout: Layout, choice: Choice, free: Free
+) -> Iterable[Rejected]:
+    """Why each device that could be used is not in the plan."""
+    if request.spec.devices != "auto":
+        return
+    for offer in found.usable:
+        if offer in layout.offers:
+            continue
+        single = designer.evenly(choice.limits, (offer,), designer.layers)
+        if designer.fits(single):
+            sentence = f"{label(offer.device)}: {offer}; a tighter fit leaves it to larger models"
+            yield Rejected(offer.device.id, "best-fit", sentence)
+        else:
+            yield Rejected(offer.device.id, "too-small", "; ".join(lines(single, designer, free)))

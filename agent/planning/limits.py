@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from agent.engines.base import Engine
 from agent.planning.plan import Limits, Reason
@@ -11,6 +12,11 @@ from agent.status import Diagnosis, DiagnosisCode
 
 #: Tasks whose inputs are computed in one piece, so that a batch must hold a whole sequence.
 POOLING_TASKS = frozenset({"embedding", "rerank"})
+#: Context is reduced in steps of this many tokens, which engines allocate in blocks anyway.
+STEP = 256
+
+
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +26,8 @@ class Choice:
     limits: Limits
     reasons: dict[str, Reason]
     fixed: frozenset[str]
+    utilization: float  # of each device, where the plan has some
+    utilization_reason: Reason
 
 
 def choose_limits(request: PlanRequest, engine: Engine) -> Choice:
@@ -49,7 +57,14 @@ def choose_limits(request: PlanRequest, engine: Engine) -> Choice:
         Limits(seqs, length, dtype, batched, threads),
         {reason.field: reason for reason in reasons},
         frozenset(name for name in ("max_num_seqs", "max_model_len") if getattr(asked, name) is not None),
+        *_utilization(request, engine),
     )
+
+
+def with_length(limits: Limits, length: int, task: str) -> Limits:
+    """The limits for another context, and the batch that follows from it."""
+    batched = length if task in POOLING_TASKS else limits.max_num_batched_tokens
+    return replace(limits, max_model_len=length, max_num_batched_tokens=batched)
 
 
 def _sequences(request: PlanRequest, engine: Engine) -> tuple[int, Reason]:
@@ -92,6 +107,17 @@ def _length(request: PlanRequest, engine: Engine) -> tuple[int, Reason]:
     return length, reason
 
 
+def _utilization(request: PlanRequest, engine: Engine) -> tuple[float, Reason]:
+    field, bound = "limits.gpu_memory_utilization", request.policy.limits.gpu_memory_utilization
+    if (asked := request.spec.limits.gpu_memory_utilization) is not None:
+        _check_maximum(field, asked, bound.max)
+        return asked, Reason(field, str(asked), "from-spec", "the spec says so")
+    if bound.default is not None:
+        return bound.default, Reason(field, str(bound.default), "from-policy", "the node policy's default")
+    default = engine.defaults.gpu_memory_utilization
+    return _bounded(field, default, bound.max, "engine-default", engine.defaults.reasons["gpu_memory_utilization"])
+
+
 def _cache_type(request: PlanRequest, engine: Engine) -> tuple[str, Reason]:
     field, allowed = "limits.kv_cache_dtype", request.policy.limits.kv_cache_dtypes
     asked, default = request.spec.limits.kv_cache_dtype, engine.defaults.kv_cache_dtype
@@ -111,7 +137,7 @@ def _engine_default(name: str, value: object, engine: Engine) -> Reason:
     return Reason(f"limits.{name}", str(value), "engine-default", engine.defaults.reasons[name])
 
 
-def _bounded(field: str, value: int, maximum: int | None, code: str, sentence: str) -> tuple[int, Reason]:
+def _bounded(field: str, value: _Number, maximum: _Number | None, code: str, sentence: str) -> tuple[_Number, Reason]:
     """A value that nobody insists on, cut to the policy's maximum."""
     if maximum is not None and value > maximum:
         cut = f"the node policy's maximum (otherwise {value}: {sentence})"
@@ -119,7 +145,7 @@ def _bounded(field: str, value: int, maximum: int | None, code: str, sentence: s
     return value, Reason(field, str(value), code, sentence)
 
 
-def _check_maximum(field: str, value: int, maximum: int | None) -> None:
+def _check_maximum(field: str, value: float, maximum: float | None) -> None:
     if maximum is not None and value > maximum:
         raise _denied(f"{field} is {value}; the node policy allows at most {maximum}")
 

@@ -6,7 +6,8 @@ it into a command, supervision into probes and cgroup limits.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +39,11 @@ class MemoryTerm:
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """What an instance may use of one pool (`host`, later a device's id)."""
+    """What an instance may use of one pool: `host`, or a device by its id."""
 
     pool: str
     terms: tuple[MemoryTerm, ...]
+    unified: bool = False  # a device without memory of its own: it counts against the host as well
 
     @property
     def bytes(self) -> int:
@@ -84,6 +86,16 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
+class Placement:
+    """How the engine uses the plan's devices, in their order. Without devices everything is on the CPU."""
+
+    accelerator: str = "cpu"  # by which it reaches them: "cuda", "rocm", "sycl", "vulkan", "metal"
+    layers: tuple[int, ...] = ()  # on each device; the output counts as one; the CPU computes what is missing
+    names: tuple[str, ...] = ()  # the engine's own ones, where it does not count the visible devices from 0
+    environment: Mapping[str, str] = field(default_factory=dict)  # makes these devices visible, and no others
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything that is decided before a start. Pure function of spec, profile, inventory, policy and reservations."""
 
@@ -98,15 +110,21 @@ class Plan:
     variant: Variant
     devices: tuple[str, ...]  # empty: CPU
     limits: Limits
-    budgets: tuple[MemoryBudget, ...]
+    budgets: tuple[MemoryBudget, ...]  # of the host, then of each device
     extra_args: tuple[str, ...] = ()
     reasons: tuple[Reason, ...] = ()
     rejected: tuple[Rejected, ...] = ()
+    placement: Placement = field(default_factory=Placement)
 
     @property
     def host_bytes(self) -> int:
-        """The budget of host memory, in bytes."""
-        return sum(budget.bytes for budget in self.budgets if budget.pool == "host")
+        """The budget of host memory, in bytes; what devices without memory of their own take of it included."""
+        return sum(budget.bytes for budget in self.budgets if budget.pool == "host" or budget.unified)
+
+    @property
+    def device_bytes(self) -> Mapping[str, int]:
+        """The budget of each device, in bytes, by its id."""
+        return {budget.pool: budget.bytes for budget in self.budgets if budget.pool != "host"}
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_json` is its inverse."""

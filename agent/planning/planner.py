@@ -1,11 +1,14 @@
 """The decision for a deployment. Pure: everything is in the request, and equal requests get equal plans.
 
-Steps, each in its own module: which engine (`candidates`), which limits (`limits`), whether it fits (`fitting`).
+Steps, each in its own module: which engine (`candidates`), which limits (`limits`), where it runs and whether it fits
+(`fitting`).
 """
 
 from __future__ import annotations
 
-from agent.engines.base import Located
+from collections.abc import Mapping
+
+from agent.engines.base import Engine, Located
 from agent.planning.candidates import choose_engine
 from agent.planning.fitting import fit
 from agent.planning.limits import choose_limits
@@ -13,7 +16,7 @@ from agent.planning.plan import Plan, Reason, Variant
 from agent.planning.request import PlanRequest, Refusal, RefusedError
 from agent.status import Diagnosis, DiagnosisCode
 
-__all__ = ["PlanRequest", "Refusal", "plan"]
+__all__ = ["PlanRequest", "Refusal", "assumed", "plan"]
 
 
 def plan(request: PlanRequest) -> Plan | Refusal:
@@ -24,23 +27,30 @@ def plan(request: PlanRequest) -> Plan | Refusal:
         return refused.refusal
 
 
+def assumed(engines: Mapping[str, Engine]) -> dict[str, Located]:
+    """For hardware that is not here: every engine, as if there were a build of it for all accelerators."""
+    return {
+        name: Located((engine.executable,), "", "assumed", engine.capabilities.accelerators)
+        for name, engine in engines.items()
+    }
+
+
 def _plan(request: PlanRequest) -> Plan:
     spec = request.spec
     variant, variant_reason = _variant(request)
-    devices_reason = _devices(request)
     engine, located, engine_reason, rejected = choose_engine(request)
-    choice, budget, budget_reason = fit(request, engine, choose_limits(request, engine))
+    fitted = fit(request, engine, located, choose_limits(request, engine))
     name = spec.served_name or spec.name
     reasons = (
         engine_reason,
         _binary_reason(located),
         Reason("runtime", "process", "computed", "the engine runs natively"),
         variant_reason,
-        devices_reason,
+        fitted.devices,
         Reason("model_name", name, "from-spec", "served_name" if spec.served_name else "the deployment's name"),
         Reason("task", spec.task.value, "from-spec", "the spec says so"),
-        *choice.reasons.values(),
-        budget_reason,
+        *fitted.choice.reasons.values(),
+        *fitted.reasons,
         *(Reason("extra_args", argument, "from-spec", "the spec says so") for argument in spec.extra_args),
     )
     return Plan(
@@ -53,12 +63,13 @@ def _plan(request: PlanRequest) -> Plan:
         binary=located.argv,
         runtime="process",
         variant=variant,
-        devices=(),
-        limits=choice.limits,
-        budgets=(budget,),
+        devices=tuple(offer.device.id for offer in fitted.layout.offers),
+        limits=fitted.choice.limits,
+        budgets=fitted.layout.budgets,
         extra_args=spec.extra_args,
         reasons=reasons,
-        rejected=rejected,
+        rejected=(*rejected, *fitted.rejected),
+        placement=fitted.layout.placement,
     )
 
 
@@ -82,19 +93,9 @@ def _variant(request: PlanRequest) -> tuple[Variant, Reason]:
     return variant, Reason("variant", profile.quantization, "from-spec", "the spec names it, and the file is it")
 
 
-def _devices(request: PlanRequest) -> Reason:
-    """Raises `RefusedError` for devices that are not there."""
-    asked = request.spec.devices
-    if asked == "cpu":
-        return Reason("devices", "cpu", "from-spec", "the spec says so")
-    if asked == "auto":
-        return Reason("devices", "cpu", "computed", "this node has no device that an engine could use")
-    missing = [device for device in asked if device not in request.inventory.devices]
-    known = ", ".join(request.inventory.devices) or "none"
-    message = f"this node has no device {', '.join(missing or asked)} that an engine could use"
-    raise RefusedError(Diagnosis(DiagnosisCode.DOES_NOT_FIT, message, hint=f"devices of this node: {known}"))
-
-
 def _binary_reason(located: Located) -> Reason:
+    command = " ".join(located.argv)
+    if located.origin == "assumed":
+        return Reason("binary", command, "assumed", "assumed: no executable was looked for")
     code = "from-policy" if located.origin == "config" else "computed"
-    return Reason("binary", " ".join(located.argv), code, f"found by: {located.origin}")
+    return Reason("binary", command, code, f"found by: {located.origin}")

@@ -111,6 +111,9 @@ class Runtime(Protocol):
     async def usage(self, handle: Handle) -> Usage | None:
         """Sample it; None when it is gone."""
 
+    def owns(self, handle: Handle, pid: int) -> bool:
+        """Whether a process belongs to the instance, as far as that is seen without anything that could block."""
+
     def main_pid(self, handle: Handle) -> int | None:
         """The pid of the engine itself, for status; None while not known."""
 

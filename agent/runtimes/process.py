@@ -191,6 +191,13 @@ class ProcessRuntime:
             self._members[this.id] = (time.monotonic(), pids)
         return tuple(pid for pid in pids if procfs.in_session(pid, this.pid))
 
+    def owns(self, handle: Handle, pid: int) -> bool:
+        """See `Runtime.owns`. Without a cgroup, one that left the shim's session is not known to be ours."""
+        this = Instance.from_data(handle.data)
+        if (tracked := this.tracked()) is not None:
+            return pid in tracked
+        return this.shim() is not None and procfs.in_session(pid, this.pid)
+
     def main_pid(self, handle: Handle) -> int | None:
         text = procfs.read(f"{Instance.from_data(handle.data).directory}/engine.pid") or b""
         return int(text) if text.endswith(b"\n") else None

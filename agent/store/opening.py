@@ -158,6 +158,7 @@ def _load(connection: sqlite3.Connection, directory: Path, *, writable: bool = T
         last_event_seq=_last_seq(connection),
         node_uid=_node_uid(connection, directory, meta.get("node_uid", ""), writable),
         quarantined=tuple(bad),
+        meta=meta,
     )
 
 

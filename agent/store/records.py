@@ -6,7 +6,8 @@ acknowledged is on disk (WAL, synchronous=FULL).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from agent.status import Desired, Event
 
@@ -122,4 +123,5 @@ class Loaded:
     instances: tuple[InstanceRecord, ...]
     last_event_seq: int
     quarantined: tuple[Quarantined, ...] = ()
+    meta: Mapping[str, str] = field(default_factory=dict)  # what `PutMeta` wrote
     recreated: bool = False  # the database itself was unreadable, and a new one was begun

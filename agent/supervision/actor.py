@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +28,10 @@ from agent.runtimes import logs
 from agent.runtimes.base import Handle, LaunchError, Usage
 from agent.spec import DeploymentSpec
 from agent.status import (
+    Condition,
     DeploymentStatus,
+    DeviceHold,
+    DeviceUse,
     Diagnosis,
     DiagnosisCode,
     ExitStatus,
@@ -40,7 +44,7 @@ from agent.status import (
     Verdict,
 )  # fmt: skip
 from agent.store.records import Change, DeploymentRecord, InstanceRecord
-from agent.supervision import clock, codec, launching, views
+from agent.supervision import clock, codec, drift, launching, views
 from agent.supervision import machine as m
 from agent.supervision.decide import decide
 from agent.supervision.journal import Journal
@@ -55,6 +59,10 @@ log = structlog.get_logger(__name__)
 LIVE = frozenset({Phase.LOADING, Phase.READY, Phase.UNREADY, Phase.DRAINING, Phase.STOPPING, Phase.STUCK})
 #: Phases in which the instance is probed.
 PROBED = frozenset({Phase.LOADING, Phase.READY, Phase.UNREADY})
+#: Phases in which nothing is reserved: no process exists, and none is about to.
+RELEASED = frozenset({Phase.PENDING, Phase.FAILED, Phase.STOPPED, Phase.DELETED})
+#: Phases in which an engine is judged by its plan: while it loads, its use of devices still grows.
+SERVING = frozenset({Phase.READY, Phase.UNREADY})
 #: A look at the processes of an ended instance usually takes a millisecond, and is then waited for on the spot: a crash
 #: stays one burst of observations. A longer one (seconds) goes on beside the loop.
 QUICK_LOOK = 0.05
@@ -90,6 +98,10 @@ class Actor:
         self.usage: Usage | None = None
         self.verdicts: dict[ProbeKind, ProbeVerdict] = {}
         self.port = 0
+        self.held = ""  # what the ended instance still holds of its devices
+        self.device_uses: tuple[DeviceUse, ...] = ()
+        self.conditions: dict[str, Condition] = {}
+        self._drifting: Counter[str] = Counter()  # bad judgements in a row, by reason
         self._inbox: asyncio.Queue[Observation | Update] = asyncio.Queue()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._main: asyncio.Task[None] | None = None
@@ -135,8 +147,17 @@ class Actor:
     @property
     def reserved_bytes(self) -> int:
         """Host memory that this deployment holds or will hold: also between a crash and the next attempt."""
-        released = self.state.phase in {Phase.PENDING, Phase.FAILED, Phase.STOPPED, Phase.DELETED}
-        return self.plan.host_bytes if self.plan and not released else 0
+        return self.plan.host_bytes if self.plan and self.state.phase not in RELEASED else 0
+
+    def hold(self, device: str) -> DeviceHold | None:
+        """This deployment's hold on a device, if it has one: from its plan until its memory is seen to be back."""
+        if self.plan is None or device not in self.plan.devices or self.state.phase in RELEASED:
+            return None
+        return DeviceHold(
+            deployment=self.name, instance=self.instance.id if self.instance else "",
+            bytes=self.plan.device_bytes.get(device, 0), ended=bool(self.held),
+            since=round(clock.as_wall(self.state.entered), 3), message=self.held,
+        )  # fmt: skip
 
     @property
     def resident_bytes(self) -> int:
@@ -346,6 +367,8 @@ class Actor:
         """The new run is the present one; returns the records that are dropped for it."""
         dropped = self.journal.begin(record, keep=self.services.config.logs.attempts)
         self.handle, self.granted, self.usage, self.verdicts = None, None, None, {}
+        self.held, self.device_uses, self.conditions = "", (), {}
+        self._drifting.clear()
         self.port = record.port
         return dropped
 
@@ -410,15 +433,28 @@ class Actor:
             self._spawn("reap", reap())
 
     async def _all_gone(self) -> bool:
-        """Whether no process of the instance is left; what is left is killed."""
+        """Whether no process of the instance is left, and its devices' memory is back; what is left is killed."""
         handle, runtime = self.handle, self.services.runtime
         try:
             if handle is None or not await runtime.survivors(handle):
-                return True
+                return await self._devices_back()
             await runtime.kill(handle, signal.SIGKILL)
         except TimeoutError as error:  # a process hung in a driver can block the look at it: not known is not gone
             log.warning("instance not seen", deployment=self.name, error=str(error))
         return False
+
+    async def _devices_back(self) -> bool:
+        if self.plan is None or self.instance is None or not self.plan.devices:
+            return True
+        held = await self.services.devices.held(self.instance.id, self.plan.devices)
+        if held != self.held:
+            if held and not self.held:
+                self.journal.event("DeviceMemoryHeld", held, Severity.WARNING)
+            elif not held:
+                self.journal.event("DeviceMemoryBack", "the memory of its devices is back")
+            self.held = held
+            self.post(m.Woken())  # so that it is written and shown
+        return not held
 
     async def _forget(self) -> None:
         """The deployment is over: records and logs go, its history stays."""
@@ -471,6 +507,40 @@ class Actor:
         handle = self.handle
         self.usage = await self.services.runtime.usage(handle) if handle and self.state.phase in LIVE else None
         return self.usage
+
+    def check_devices(self) -> None:
+        """Judge the engine's use of devices by its plan, from the last samples; what is bad twice in a row counts."""
+        if self.plan is None or self.instance is None or self.state.phase not in SERVING:
+            return
+        devices, id = self.services.devices, self.instance.id
+        used = {device: devices.used_by(device, id) for device in (*self.plan.devices, *devices.used_anywhere(id))}
+        seen = drift.uses(self.plan, used)
+        judgements = drift.judge(seen)
+        bad = [judgement for judgement in judgements if judgement.status is False]
+        self._drifting = Counter({judgement.reason: self._drifting[judgement.reason] + 1 for judgement in bad})
+        for judgement in judgements:
+            if judgement.status is not False or self._drifting[judgement.reason] >= drift.TURNS:
+                self._set_condition(judgement)
+        if seen != self.device_uses:
+            self.device_uses = seen
+            self.services.changed(self.name)
+        if lost := [device for device in self.plan.devices if devices.lost(device)]:
+            self.post(m.Drifted(Diagnosis(DiagnosisCode.DEVICE_FAILED, f"lost: {', '.join(lost)}")))
+
+    def _set_condition(self, judgement: drift.Judgement) -> None:
+        old = self.conditions.get(judgement.type)
+        changed = old is None or (old.status, old.reason) != (judgement.status, judgement.reason)
+        since = clock.wall() if changed or old is None else old.since
+        condition = Condition(judgement.type, judgement.status, judgement.reason, judgement.message, since)
+        self.conditions[judgement.type] = condition
+        if not changed or (old is None and judgement.status is not False):
+            return
+        severity = Severity.WARNING if judgement.status is False else Severity.INFO
+        self.journal.event(judgement.reason, judgement.message, severity)
+        if judgement.status is False and getattr(self.services.config.policy.device_drift, judgement.kind) == "restart":
+            self.post(m.Drifted(Diagnosis(DiagnosisCode.OFF_BUDGET, judgement.message)))
+        else:
+            self.post(m.Woken())  # so that the event is written
 
     async def _flush(self) -> bool:
         """Make what changed durable; if the store refuses, it is kept and tried again."""

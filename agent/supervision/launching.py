@@ -24,7 +24,7 @@ from agent.supervision.preparation import PreparationError
 from agent.supervision.services import Services
 
 #: What an engine inherits of the daemon's environment; everything else (secrets above all) stays here.
-INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "CUDA_VISIBLE_DEVICES")
+INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
 
 #: What the system answers when a disk takes no more, or never did.
 DISK_REFUSES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
@@ -76,7 +76,8 @@ def prepare(plan: Plan, spec: DeploymentSpec, attempt: int, services: Services, 
         log_path=str(config.directories.logs / plan.deployment / f"{attempt}.log"), created_at=clock.wall(),
     )  # fmt: skip
     environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
-    environment |= {**command.environment, **spec.environment, **secrets.resolve(spec.secrets)}
+    # The command's come last: they say which devices the engine may see.
+    environment |= {**spec.environment, **secrets.resolve(spec.secrets), **command.environment}
     request = LaunchRequest(
         identity=identity(services.node_uid, record),
         argv=command.argv,

@@ -178,6 +178,13 @@ class Probed:
 
 
 @dataclass(frozen=True, slots=True)
+class Drifted:
+    """It left its plan in a way that policy answers with a restart, or a device of it is gone."""
+
+    diagnosis: Diagnosis
+
+
+@dataclass(frozen=True, slots=True)
 class LoadMoved:
     """Bytes were read or the log grew since the last look."""
 
@@ -210,6 +217,7 @@ Observation = (
     | NotLaunched
     | Rebooted
     | Probed
+    | Drifted
     | LoadMoved
     | Drained
     | Exited

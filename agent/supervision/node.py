@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -19,16 +20,30 @@ from agent import __version__, failpoints
 from agent.config import LoadedConfig
 from agent.engines import ENGINES
 from agent.errors import AgentError, StoreError
-from agent.hardware import host
+from agent.hardware import simulated
+from agent.hardware.doctor import diagnose
 from agent.runtimes.base import Runtime
 from agent.spec import DeploymentSpec
-from agent.status import DeploymentStatus, Event, InstanceStatus, NodeStatus, Phase, Severity, Snapshot
+from agent.status import (
+    DeploymentStatus,
+    DeviceHold,
+    DeviceStatus,
+    Event,
+    Finding,
+    InstanceStatus,
+    NodeStatus,
+    Phase,
+    Severity,
+    Snapshot,
+)
 from agent.store.records import DeploymentRecord, InstanceRecord, Loaded, PutEvent
 from agent.store.sqlite import Store
 from agent.supervision import adoption, clock, reading, recovery, views, watch
 from agent.supervision.actor import Actor
 from agent.supervision.changes import Changes
 from agent.supervision.conditions import Conditions
+from agent.supervision.devices import Devices, Outside
+from agent.supervision.hardware import Hardware
 from agent.supervision.ports import Ports
 from agent.supervision.preparation import Held, Preparation, PreparationError
 from agent.supervision.registry import Registry
@@ -45,24 +60,25 @@ class Node:
         self.settings = loaded.config
         self.store = store
         self.registry = Registry()
-        self.memory = host.memory()
         self._loaded = loaded
         self._uid = node_uid
         self._started_at = clock.wall()
-        self._inventory = host.inventory()
         self._watchers = watch.Watchers()
         self.damaged = False  # some record was lost: then a process without one may be ours to keep
         self._background: set[asyncio.Task[None]] = set()
         self.conditions = Conditions(self.announce)
         # How the state is while it can be written: that it was lost once stays true for this agent's life.
         self._state: tuple[bool, str, str] = (True, "StateWritable", "changes are made durable")
-        self._preparation = Preparation(self.settings, self._inventory)
+        outside = Outside(self.announce, partial(self._changed, ""), self._owner, self._holds, self._spawn)
+        self.device_registry = Devices(self.settings.daemon.sample_seconds, store, self.conditions, outside)
+        self.hardware = Hardware(self.settings, self.device_registry)
+        self._preparation = Preparation(self.settings, self.hardware)
         self.services = Services(
             config=self.settings, node_uid=node_uid, store=store, runtime=runtime, preparation=self._preparation,
             ports=Ports(self.settings.policy.bind, self.settings.policy.ports, self._held_ports),
             instances=self.settings.directories.state / "instances", engine=ENGINES.__getitem__, changed=self._changed,
             history=self._history, store_failed=self._store_failed, gone=self._gone, held=self._held,
-            fail=failpoints.hit,
+            devices=self.device_registry, fail=failpoints.hit,
         )  # fmt: skip
         self._changes = Changes(self.settings, self.registry, self.services)
 
@@ -71,6 +87,7 @@ class Node:
     async def restore(self, loaded: Loaded) -> None:
         """Take over everything that is recorded: adopt what runs, account for what ended. No bad record stops it."""
         self._report_damage(loaded)
+        self.device_registry.restore(loaded.meta)
         deployments, instances = loaded.deployments, loaded.instances
         self.damaged = loaded.recreated or bool(loaded.quarantined)
         if self.damaged:
@@ -115,6 +132,7 @@ class Node:
 
     async def close(self) -> None:
         """End the agent's own work. No engine is touched: the next agent adopts them."""
+        await self.device_registry.feed.close()
         for task in self._background:
             task.cancel()
         await asyncio.gather(*(actor.close() for actor in self.registry), *self._background, return_exceptions=True)
@@ -148,6 +166,7 @@ class Node:
             reserved=sum(actor.reserved_bytes for actor in others),
             resident=sum(min(actor.resident_bytes, actor.reserved_bytes) for actor in others),
             released=own.resident_bytes if own else 0,
+            devices=self.device_registry.states(name),
         )
 
     def _held_ports(self) -> dict[int, str]:
@@ -165,9 +184,32 @@ class Node:
             except StoreError as error:
                 log.warning("event not recorded", reason=event.reason, message=event.message, error=str(error))
 
-        task = asyncio.get_running_loop().create_task(write())
+        self._spawn(write())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+    # Devices ------------------------------------------------------------------------------------------------------
+
+    def _owner(self, pid: int) -> str:
+        """The live instance that a process belongs to."""
+        runtime = self.services.runtime
+        for actor in self.registry:
+            if actor.handle is not None and actor.instance is not None and runtime.owns(actor.handle, pid):
+                return actor.instance.id
+        return ""
+
+    def _holds(self, device: str) -> tuple[DeviceHold, ...]:
+        """Who has the device: live instances, and ended ones whose memory was not seen to be back."""
+        return tuple(hold for actor in self.registry if (hold := actor.hold(device)) is not None)
+
+    def check_devices(self) -> None:
+        """Once a period, after the samples: what was not seen is not known; who leaves its plan is told."""
+        self.device_registry.tick()
+        for actor in self.registry:
+            actor.check_devices()
 
     # NodeApi: reading ---------------------------------------------------------------------------------------------
 
@@ -185,10 +227,10 @@ class Node:
     def node(self) -> NodeStatus:
         return NodeStatus(
             name=self.settings.node_name, uid=self._uid, version=__version__, started_at=self._started_at,
-            scope=self.settings.scope, inventory_json=json.dumps(asdict(self._inventory)),
+            scope=self.settings.scope, inventory_json=self.hardware.inventory_json(),
             policy_json=self.settings.policy.model_dump_json(), conditions=self.conditions.all(),
-            memory_total=self.memory.total, memory_available=self.memory.available,
-            memory_reserved=self._held("").reserved,
+            memory_total=self.hardware.memory.total, memory_available=self.hardware.memory.available,
+            memory_reserved=sum(actor.reserved_bytes for actor in self.registry), devices=self.devices(),
         )  # fmt: skip
 
     def config(self) -> ConfigInForce:
@@ -216,7 +258,7 @@ class Node:
     def watch(self, deployment: str, resume_token: str, events_only: bool) -> AsyncIterator[Change]:
         if deployment:
             self.registry.get(deployment)
-        feed = watch.Feed(self.registry.statuses, self.store, self._watchers, self.services.node_uid)
+        feed = watch.Feed(self.registry.statuses, self.node, self.store, self._watchers, self.services.node_uid)
         return watch.stream(feed, deployment, resume_token, events_only=events_only)
 
     def logs(
@@ -225,13 +267,37 @@ class Node:
         query = reading.LogQuery(instance, previous, tail_lines, follow)
         return reading.stream_logs(self.registry, self._watchers, deployment, query)
 
+    def devices(self) -> tuple[DeviceStatus, ...]:
+        return self.device_registry.statuses()
+
+    def simulate(self, hardware: dict[str, Any]) -> NodeStatus:
+        machine = simulated.parse(hardware)
+        inventory = machine.inventory
+        return replace(
+            self.node(), inventory_json=json.dumps(asdict(inventory)), conditions=(), deployments=0, ready=0,
+            memory_total=inventory.memory.total, memory_available=inventory.memory.available, memory_reserved=0,
+            devices=tuple(views.simulated_device(device, machine.used) for device in inventory.devices),
+        )  # fmt: skip
+
+    async def doctor(self) -> tuple[Finding, ...]:
+        await self.hardware.survey()
+        status = self.node()
+        return diagnose(self.hardware.inventory(), status.devices, status.conditions)
+
+    async def quarantine(self, device: str, reason: str) -> DeviceStatus:
+        return await self.device_registry.quarantine(device, reason)
+
+    async def release(self, device: str) -> DeviceStatus:
+        return await self.device_registry.release(device)
+
     # NodeApi: changing --------------------------------------------------------------------------------------------
 
-    async def plan(self, spec: dict[str, Any]) -> Planned:
+    async def plan(self, spec: dict[str, Any], hardware: dict[str, Any] | None = None) -> Planned:
         """A dry run: everything that happens before a launch, except that nothing is changed."""
         parsed = self._changes.admit(spec)
+        machine = None if hardware is None else simulated.parse(hardware)
         try:
-            plan = await self._preparation.plan(parsed, 0, lambda: self._held(parsed.name))
+            plan = await self._preparation.plan(parsed, 0, lambda: self._held(parsed.name), machine)
         except PreparationError as error:
             return Planned(None, error.diagnosis)
         port = parsed.port if isinstance(parsed.port, int) else self.settings.policy.ports.first

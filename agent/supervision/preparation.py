@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from agent.artifacts import sources
 from agent.artifacts.base import ArtifactError, SourcePolicy
 from agent.engines import ENGINES
 from agent.engines.base import Located
-from agent.hardware import host
 from agent.hardware.inventory import Inventory
+from agent.hardware.simulated import Simulated
 from agent.models.profiles import ProfileError, Profiles
 from agent.planning.plan import Plan
-from agent.planning.planner import plan
-from agent.planning.request import PlanRequest, Refusal
+from agent.planning.planner import assumed, plan
+from agent.planning.request import DeviceState, PlanRequest, Refusal
 from agent.settings import NodeConfig
 from agent.spec import DeploymentSpec
 from agent.status import Diagnosis, DiagnosisCode, Progress
@@ -32,13 +33,31 @@ LOCATE_DEADLINE = 60.0
 _Fingerprint = tuple[int, int, int]
 
 
+#: The first look at the devices takes a fraction of a second; one that hangs must not keep a CPU node from planning.
+DETECTION_DEADLINE = 10.0
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Host memory in bytes, at the moment of planning."""
+    """What others hold at the moment of planning. Host memory in bytes, and the devices by id."""
 
-    reserved: int  # budgets of all other deployments
-    resident: int  # how much of these is in use already
-    released: int  # what this deployment's own engine gives back before its replacement starts
+    reserved: int = 0  # budgets of all other deployments
+    resident: int = 0  # how much of these is in use already
+    released: int = 0  # what this deployment's own engine gives back before its replacement starts
+    devices: Mapping[str, DeviceState] = field(default_factory=dict)
+
+
+class Hardware(Protocol):
+    """What planning asks of the node's hardware."""
+
+    async def detected(self, deadline: float) -> bool:
+        """Wait for the first look at the devices, at most `deadline` seconds; whether it was completed."""
+
+    def inventory(self) -> Inventory:
+        """The node as it is by now, a sample of its memory included."""
+
+    def unavailable(self, device: str) -> str:
+        """Why no plan may have the device now; "" if it may."""
 
 
 class PreparationError(Exception):
@@ -52,9 +71,9 @@ class PreparationError(Exception):
 class Preparation:
     """Plans and fetches for all deployments of a node."""
 
-    def __init__(self, config: NodeConfig, inventory: Inventory) -> None:
+    def __init__(self, config: NodeConfig, hardware: Hardware) -> None:
         self._config = config
-        self._inventory = inventory
+        self._hardware = hardware
         self._profiles = Profiles()
         self._verified: dict[str, _Fingerprint] = {}
         directories = config.policy.model_directories
@@ -64,22 +83,34 @@ class Preparation:
             cache=config.directories.cache,
         )
 
-    async def plan(self, spec: DeploymentSpec, generation: int, held: Callable[[], Held]) -> Plan:
-        """The plan for `spec`. `held` (what deployments hold by now) is asked last, and nothing is awaited after it,
-        so that the caller can make its own reservation before anybody else plans. Raises `PreparationError`."""
+    async def plan(
+        self,
+        spec: DeploymentSpec,
+        generation: int,
+        held: Callable[[], Held],
+        simulated: Simulated | None = None,
+    ) -> Plan:
+        """The plan for `spec`, on this node or on a described one. `held` (what deployments hold by now) is asked last,
+        and nothing is awaited after it, so that the caller can make its own reservation before anybody else plans.
+        Raises `PreparationError`."""
         try:
             found = await sources.resolve(spec.model, self._sources)
             profile = await self._profiles.profile(found.path)
         except (ArtifactError, ProfileError) as error:
             raise PreparationError(error.diagnosis) from error
-        located = await self._engines()
-        now = held()
+        if simulated is None:
+            located = await self._engines()
+            await self._hardware.detected(DETECTION_DEADLINE)
+            inventory, now = self._hardware.inventory(), held()
+        else:
+            located, inventory = assumed(ENGINES), simulated.inventory
+            now = Held(devices={id: DeviceState(used=used) for id, used in simulated.used.items()})
         answer = plan(
             PlanRequest(
                 spec=spec,
                 generation=generation,
                 profile=profile,
-                inventory=replace(self._inventory, memory=host.memory()),
+                inventory=inventory,
                 policy=self._config.policy,
                 engines=ENGINES,
                 located=located,
@@ -87,6 +118,7 @@ class Preparation:
                 reserved_bytes=now.reserved,
                 resident_bytes=now.resident,
                 released_bytes=now.released,
+                devices=now.devices,
             )
         )
         if isinstance(answer, Refusal):
@@ -112,6 +144,7 @@ class Preparation:
             same = self._verified.get(path) == _fingerprint(path) and os.access(planned.binary[0], os.X_OK)
         except OSError:
             return None
+        same = same and not any(map(self._hardware.unavailable, planned.devices))
         return planned.variant.bytes if same else None
 
     def trust(self, planned: Plan, launched_at: float) -> None:

@@ -221,6 +221,13 @@ def _slow(state: State, seen: Observation, rules: Rules, now: float) -> State:
     return _fails(state, DiagnosisCode.STARTUP_TIMEOUT, sentence, now + rules.stop)
 
 
+def _drifted(state: State, seen: Observation, rules: Rules, now: float) -> State:
+    assert isinstance(seen, m.Drifted)
+    return replace(
+        state, goal=Goal.RETRY, deadline=now + rules.drain, diagnosis=seen.diagnosis, message=seen.diagnosis.message
+    )
+
+
 def _again(state: State, seen: Observation, rules: Rules, now: float) -> State:
     refused = state.diagnosis is not None and state.diagnosis.code is DiagnosisCode.STORE_FAILED
     return replace(_attempt(state, seen, rules, now), restarts=state.restarts + (not refused))
@@ -308,6 +315,8 @@ EVENT_RULES: list[Rule] = [
          "the engine loads the model", on=m.Launched, effect=_loading),
     Rule("Ready", frozenset({P.LOADING}), P.READY, "the startup probe passed", _started,
          "the engine answers", on=m.Probed, effect=_ready),
+    Rule("LeftPlan", SERVING, P.DRAINING, "it left its plan, and policy says restart", always,
+         "left its plan", on=m.Drifted, actions=(Action.DRAIN,), effect=_drifted, severity=WARNING),
     Rule("EngineExited", ALIVE | {P.STARTING}, P.STOPPING, "the engine ended by itself", always,
          "the engine ended", on=m.Exited, actions=(Action.REAP,), effect=_crashed, severity=WARNING),
     Rule("EngineStopped", ENDING | {P.DRAINING}, P.STOPPING, "it was asked to end", always,
@@ -360,13 +369,13 @@ LEVEL_RULES: list[Rule] = [
          actions=(Action.TERM,), effect=_stop_deadline, severity=WARNING),
     Rule("StartupTimeout", frozenset({P.LOADING}), P.STOPPING, "not ready in time", _startup_over,
          "not ready in time", actions=(Action.TERM,), effect=_slow, severity=WARNING),
-    Rule("Stuck", frozenset({P.STOPPING}), P.STUCK, "processes survive KILL", _survives,
-         "processes survive SIGKILL; memory and port stay reserved",
+    Rule("Stuck", frozenset({P.STOPPING}), P.STUCK, "processes or device memory survive KILL", _survives,
+         "not gone after SIGKILL; its memory, devices and port stay reserved",
          actions=(Action.KILL, Action.REAP), effect=_killed, severity=ERROR),
     Rule("Killing", frozenset({P.STOPPING}), P.STOPPING, "it did not end in time", _due,
          "did not end in time: SIGKILL", actions=(Action.KILL, Action.REAP), effect=_killed, severity=WARNING),
     Rule("KillingAgain", frozenset({P.STUCK}), P.STUCK, "still there", _due,
-         "processes survive SIGKILL; memory and port stay reserved",
+         "not gone after SIGKILL; its memory, devices and port stay reserved",
          actions=(Action.KILL, Action.REAP), effect=_killed, severity=None),
     Rule("NotReady", frozenset({P.READY}), P.UNREADY, "the readiness probe failed", _unready,
          "the readiness probe fails", severity=WARNING),

@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from agent.errors import StoreError
-from agent.hardware import host
 from agent.runtimes import logs
 from agent.supervision import clock, launching
 from agent.supervision import machine as m
@@ -23,6 +22,10 @@ log = structlog.get_logger(__name__)
 
 #: Old events and answered request ids are thrown away this often (seconds), logs rotated at most this late.
 PRUNE_PERIOD = 300.0
+#: A fault in taking in what the devices' watcher says is tried again after this long (seconds).
+WATCH_RETRY = 5.0
+#: Disks fill and container engines stop within minutes; asking them costs some milliseconds.
+SURVEY_PERIOD = 60.0
 #: The memory of instances moves slowly, and looking at it costs as much as probing: every third turn is enough.
 USAGE_TURNS = 3
 #: A repeated request is recognised for a day: longer than any client retries.
@@ -45,6 +48,8 @@ class Upkeep:
             group.create_task(self._every(tuning.sample_seconds, self.sample))
             group.create_task(self._every(tuning.sweep_seconds, self.sweep))
             group.create_task(self._every(PRUNE_PERIOD, self.prune))
+            group.create_task(self._every(SURVEY_PERIOD, self._node.hardware.survey))
+            group.create_task(self._watch_devices())
 
     async def _every(self, period: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -55,9 +60,19 @@ class Upkeep:
                 log.warning("upkeep failed", work=work.__name__, error=str(error))
             await asyncio.sleep(period)
 
+    async def _watch_devices(self) -> None:
+        while True:
+            try:
+                await self._node.device_registry.feed.run()
+            except Exception:
+                # Devices are then shown as unknown; engines and the API go on.
+                log.exception("watching the devices failed")
+            await asyncio.sleep(WATCH_RETRY)
+
     async def sample(self) -> None:
         """Memory of the node and of each instance; log sizes; and the level-triggered tick of every actor."""
-        self._node.memory = host.memory()
+        self._node.hardware.sample_memory()
+        self._node.check_devices()
         policy = self._node.settings.logs
         for actor in self._node.registry:
             actor.post(m.Woken())

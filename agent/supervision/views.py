@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from agent.hardware.inventory import Device
 from agent.runtimes.base import Handle, Usage
-from agent.status import DeploymentStatus, InstanceStatus, Phase, ProbeVerdict
+from agent.status import (
+    DeploymentStatus,
+    DeviceCondition,
+    DeviceStatus,
+    DeviceUse,
+    InstanceStatus,
+    Phase,
+    ProbeVerdict,
+)
 from agent.store.records import InstanceRecord
 from agent.supervision import clock, codec
 
@@ -20,6 +32,7 @@ def instance(
     probes: tuple[ProbeVerdict, ...] = (),
     usage: Usage | None = None,
     enforcement: tuple[str, ...] = (),
+    device_uses: tuple[DeviceUse, ...] = (),
 ) -> InstanceStatus:
     """One run; the keyword arguments are what only the supervising actor knows."""
     return InstanceStatus(
@@ -28,6 +41,7 @@ def instance(
         created_at=record.created_at, started_at=record.started_at, ready_at=record.ready_at,
         ended_at=record.ended_at, exit=codec.exit_status(record), diagnosis=codec.diagnosis(record), probes=probes,
         log_path=record.log_path, memory_bytes=usage.memory_bytes if usage else None, enforcement=enforcement,
+        device_uses=device_uses,
     )  # fmt: skip
 
 
@@ -37,7 +51,10 @@ def current(actor: Actor) -> InstanceStatus | None:
     if record is None:
         return None
     pid, enforcement = _process(actor, handle) if record.ended_at is None else (None, ())
-    return instance(record, pid=pid, probes=tuple(actor.verdicts.values()), usage=actor.usage, enforcement=enforcement)
+    return instance(
+        record, pid=pid, probes=tuple(actor.verdicts.values()), usage=actor.usage, enforcement=enforcement,
+        device_uses=actor.device_uses,
+    )  # fmt: skip
 
 
 def _process(actor: Actor, handle: Handle | None) -> tuple[int | None, tuple[str, ...]]:
@@ -47,13 +64,23 @@ def _process(actor: Actor, handle: Handle | None) -> tuple[int | None, tuple[str
     return runtime.main_pid(handle), runtime.enforcement(handle)
 
 
+def simulated_device(device: Device, used: Mapping[str, int]) -> DeviceStatus:
+    """A device that is not there, as it was described."""
+    return DeviceStatus(
+        id=device.id, index=device.index, vendor=device.vendor, name=device.name, condition=DeviceCondition.HEALTHY,
+        reason="Simulated", message="described, not detected", since=0.0, memory_total=device.memory_bytes,
+        memory_used=used.get(device.id, 0), detail_json=json.dumps(asdict(device)),
+    )  # fmt: skip
+
+
 def deployment(actor: Actor) -> DeploymentStatus:
     """The observed state of a deployment."""
     state, record = actor.state, actor.record
     waiting = state.phase is Phase.BACKOFF and state.deadline is not None
     return DeploymentStatus(
         name=record.name, uid=record.uid, generation=record.generation, observed_generation=state.tried[0],
-        etag=record.etag, desired=record.desired, phase=state.phase, reason=state.reason, message=state.message,
+        etag=record.etag, desired=record.desired, phase=state.phase, reason=state.reason,
+        message=actor.held or state.message,
         since=round(clock.as_wall(state.entered), 3), created_at=record.created_at, updated_at=record.updated_at,
         spec_json=record.spec_json,
         plan_json=actor.plan_json, restarts=state.restarts,
@@ -61,4 +88,5 @@ def deployment(actor: Actor) -> DeploymentStatus:
         next_attempt_at=clock.as_wall(state.deadline) if waiting and state.deadline is not None else None,
         progress=actor.progress, granted=actor.granted, diagnosis=state.diagnosis, instance=current(actor),
         previous=instance(actor.journal.older[-1]) if actor.journal.older else None,
+        conditions=tuple(actor.conditions.values()),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 
 from agent.errors import FieldViolation, InvalidArgument
-from agent.status import DeploymentStatus, Phase
+from agent.status import DeploymentStatus, NodeStatus, Phase
 from agent.store.sqlite import Store
 from agent.supervision.service import Change
 
@@ -46,8 +46,26 @@ def material(status: DeploymentStatus) -> tuple[object, ...]:
     return (
         status.etag, status.phase, status.reason, status.message, status.progress, status.restarts,
         status.diagnosis, status.granted, status.endpoint, status.observed_generation,
+        tuple((condition.type, condition.status, condition.reason) for condition in status.conditions),
         instance and (instance.id, instance.live, instance.pid, tuple((p.kind, p.verdict) for p in instance.probes)),
     )  # fmt: skip
+
+
+def material_node(node: NodeStatus) -> tuple[object, ...]:
+    """The same of the node: conditions, and how the devices are and who has them."""
+    return (
+        tuple((condition.type, condition.status, condition.reason) for condition in node.conditions),
+        tuple(
+            (
+                device.id,
+                device.condition,
+                device.reason,
+                device.detail_json,
+                *((h.instance, h.ended) for h in device.holds),
+            )
+            for device in node.devices
+        ),
+    )
 
 
 def encode_token(node_uid: str, seq: int) -> str:
@@ -76,6 +94,7 @@ class Feed:
     """Where changes come from."""
 
     statuses: Callable[[], dict[str, DeploymentStatus]]
+    node: Callable[[], NodeStatus]
     store: Store
     watchers: Watchers
     node_uid: str
@@ -88,11 +107,15 @@ async def stream(feed: Feed, deployment: str, resume_token: str, *, events_only:
     after = decode_token(node_uid, resume_token) if resume_token else store.last_seq
     lost = after < store.oldest_seq - 1
     sent: dict[str, DeploymentStatus] = {}
+    sent_node: tuple[object, ...] | None = None
     wake, synced = watchers.join(), False
     try:
         while True:
             wake.clear()
             changes = [] if events_only else list(_changed(feed.statuses(), sent, deployment))
+            if not (events_only or deployment) and material_node(node := feed.node()) != sent_node:
+                sent_node = material_node(node)
+                changes.insert(0, Change(node=node))
             for change in changes:
                 yield replace(change, resume_token=encode_token(node_uid, after))
             while events := await store.events_after(after, deployment, PAGE):

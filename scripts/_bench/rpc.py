@@ -28,14 +28,15 @@ def measure(place: Place, *, quick: bool) -> list[Figure]:
     wait_true(path.exists, what="the echo listens")
     agent = f"agent={node.control}:/agent.v1.NodeService/GetStatus"
     rounds, calls = (QUICK_ROUNDS, QUICK_CALLS) if quick else (ROUNDS, CALLS)
-    results = _load(rounds, calls, agent, f"echo={path}:/{echo.SERVICE}/{echo.METHOD}")
+    results = load(rounds, calls, agent, f"echo={path}:/{echo.SERVICE}/{echo.METHOD}")
     with node.client() as client:
         size = client.get_status().ByteSize() / 1024
     figures = [_figure(results, concurrency, quantile) for concurrency in CONCURRENCIES for quantile in ("p50", "p99")]
     return [*figures, Figure(PART, "size of the answer", "KiB", Sample.of([size]))]
 
 
-def _load(rounds: int, calls: int, *targets: str) -> list[dict[str, Any]]:
+def load(rounds: int, calls: int, *targets: str) -> list[dict[str, Any]]:
+    """Rows of name, concurrency, p50 and p99 (milliseconds), of calls in turns; `targets` as `load` takes them."""
     argv = [sys.executable, "-m", "scripts._bench.load", str(rounds), str(calls), *targets]
     done = subprocess.run(argv, cwd=ROOT, check=True, stdout=subprocess.PIPE, timeout=LOAD_SECONDS)
     return list(json.loads(done.stdout))

@@ -1,7 +1,7 @@
 """A node in memory: the outermost edge of the API layer, so that its tests need no engine and no disk.
 
-It keeps what the contract of `NodeApi` says about names, etags, request order, watches and events, and nothing
-else. `failure` is raised by the next calls; `gate` holds changes back until it is set.
+It keeps what the contract of `NodeApi` says about names, etags, request order, watches, events and devices, and
+nothing else. `failure` is raised by the next calls; `gate` holds changes back until it is set.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ from agent.status import (
     Condition,
     DeploymentStatus,
     Desired,
+    DeviceCondition,
+    DeviceStatus,
     Diagnosis,
     DiagnosisCode,
     Event,
+    Finding,
+    FindingLevel,
     InstanceStatus,
     NodeStatus,
     Phase,
@@ -53,6 +57,8 @@ class FakeNode:
         self.applied_specs: list[dict[str, Any]] = []
         self.log_lines = [b"one\n", b"two\n", b"three\n"]
         self.event_list: list[Event] = []
+        self.device_list = [make_device(index) for index in range(2)]
+        self.planned_for: dict[str, Any] | None = None  # the hardware of the last plan
         self.watchers: set[asyncio.Queue[Change]] = set()
         self._deployments: dict[str, DeploymentStatus] = {}
         self._instances: dict[str, list[InstanceStatus]] = {}
@@ -79,6 +85,7 @@ class FakeNode:
             policy_json='{"max_deployments": 100}',
             conditions=(Condition("StateHealthy", None, "NotChecked", "not looked at yet", NOW),),
             memory_total=8 << 30,
+            devices=tuple(self.device_list),
             deployments=len(self._deployments),
         )
 
@@ -116,8 +123,9 @@ class FakeNode:
             return replace(make_deployment(deployment), phase=Phase.DELETED)
         return self._move(deployment, Phase.DELETED, Desired.DELETE)
 
-    async def plan(self, spec: dict[str, Any]) -> Planned:
+    async def plan(self, spec: dict[str, Any], hardware: dict[str, Any] | None = None) -> Planned:
         await self._change()
+        self.planned_for = hardware
         return Planned(None, Diagnosis(DiagnosisCode.DOES_NOT_FIT, "too large", hint="a smaller one"), ("engine", "-x"))
 
     async def restart(self, deployment: str, *, etag: str, request_id: str) -> DeploymentStatus:
@@ -180,6 +188,27 @@ class FakeNode:
         variant = Variant("file:/m.gguf", "/m.gguf", "gguf", "Q4_1", 98_000_000, "llama", digest="sha256:ab")
         return (ArtifactStatus(variant, ("chat",)), ArtifactStatus(replace(variant, path="/n.gguf", digest=""), ()))
 
+    def devices(self) -> tuple[DeviceStatus, ...]:
+        self._fail()
+        return tuple(self.device_list)
+
+    def simulate(self, hardware: dict[str, Any]) -> NodeStatus:
+        if hardware.get("short") == "unknown":
+            raise InvalidArgument("hardware", violations=(FieldViolation("short", "must be a known model"),))
+        return replace(self.node(), inventory_json=json.dumps({"simulated": str(hardware)}))
+
+    async def quarantine(self, device: str, reason: str) -> DeviceStatus:
+        await self._change()
+        return self._set_condition(device, DeviceCondition.QUARANTINED, reason)
+
+    async def release(self, device: str) -> DeviceStatus:
+        await self._change()
+        return self._set_condition(device, DeviceCondition.HEALTHY, "")
+
+    async def doctor(self) -> tuple[Finding, ...]:
+        await self._change()
+        return (Finding("open-files", FindingLevel.WARNING, "1024 open files", "raise the limit"),)
+
     def put(self, deployment: DeploymentStatus, instances: int = 0) -> None:
         """Make `deployment` the present one, with so many instances, and tell the watchers."""
         self._deployments[deployment.name] = deployment
@@ -192,6 +221,14 @@ class FakeNode:
         event = Event(reason, f"{reason} happened", deployment=deployment, at=NOW, seq=len(self.event_list) + 1)
         self.event_list.append(event)
         self._tell(Change(event=event, resume_token=str(event.seq)))
+
+    def _set_condition(self, id: str, condition: DeviceCondition, message: str) -> DeviceStatus:
+        for index, device in enumerate(self.device_list):
+            if device.id == id:
+                self.device_list[index] = replace(device, condition=condition, message=message)
+                self._tell(Change(node=self.node(), resume_token=str(len(self.event_list))))
+                return self.device_list[index]
+        raise NotFound(f"there is no device {id}", hint="agentctl devices lists them")
 
     def _tell(self, change: Change) -> None:
         self._revision += 1
@@ -243,6 +280,20 @@ def make_instance(deployment: str, attempt: int) -> InstanceStatus:
         runtime="process",
         live=False,
         created_at=NOW + attempt,
+    )
+
+
+def make_device(index: int) -> DeviceStatus:
+    return DeviceStatus(
+        id=f"GPU-{index}a2b3c4d",
+        index=index,
+        vendor="nvidia",
+        name="NVIDIA H200",
+        condition=DeviceCondition.HEALTHY,
+        reason="Ok",
+        message="",
+        since=NOW,
+        memory_total=141 << 30,
     )
 
 

@@ -51,6 +51,23 @@ def test_what_can_be_looked_at(background: Background, client: Client):
     assert [chunk.data for chunk in client.stream_logs("chat", tail_lines=1)] == [b"three\n"]
 
 
+def test_devices_are_looked_at_and_changed_by_their_bare_ids(client: Client):
+    first, second = client.list_devices()
+    assert client.get_device("GPU-0a2b3c4d") == client.get_device(first.name) == first
+    quarantined = client.quarantine_device("GPU-1a2b3c4d", "loud")
+    assert (quarantined.name, quarantined.condition) == (second.name, pb.DEVICE_CONDITION_QUARANTINED)
+    assert client.release_device(second.name).condition == pb.DEVICE_CONDITION_HEALTHY
+    assert [finding.check for finding in client.run_doctor().findings] == ["open-files"]
+
+
+def test_hardware_is_described_for_plans_and_nodes(background: Background, client: Client):
+    assert "h100" in client.simulate_node({"short": "h100-sxm:8"}).inventory["simulated"]
+    client.plan_deployment({"name": "x"}, hardware={"short": "h100-sxm:8"})
+    assert background.node.planned_for == {"short": "h100-sxm:8"}
+    client.plan_deployment({"name": "x"})
+    assert background.node.planned_for is None
+
+
 def test_lists_are_read_to_their_end_over_all_pages(background: Background, client: Client):
     names = [f"d{n:03}" for n in range(205)]
     background.do(lambda: [background.node.put(make_deployment(name)) for name in names])

@@ -35,6 +35,30 @@ INSTANCE = status.InstanceStatus(
     log_path="/logs/1",
     memory_bytes=5_000_000_000,
     enforcement=("memory by cgroup",),
+    device_uses=(status.DeviceUse("GPU-1", planned=True, budget_bytes=7, used_bytes=9),),
+)
+DEVICE = status.DeviceStatus(
+    id="GPU-1",
+    index=3,
+    vendor="nvidia",
+    name="NVIDIA H200",
+    condition=status.DeviceCondition.DEGRADED,
+    reason="RowRemapPending",
+    message="rows wait to be remapped",
+    since=NOW,
+    memory_total=141 << 30,
+    memory_used=0,
+    memory_reserved=5,
+    sampled_at=NOW + 1,
+    utilization=0.0,
+    temperature_celsius=40.5,
+    power_watts=80.0,
+    power_limit_watts=700.0,
+    clock_mhz=1980,
+    throttling=("sw-power-cap",),
+    processes=(status.DeviceProcess(7, 1 << 30, "ann", "python", "i-1"),),
+    holds=(status.DeviceHold("chat", "i-1", 5, ended=True, since=NOW, message="not back yet"),),
+    detail_json='{"compute_capability": "9.0"}',
 )
 DEPLOYMENT = status.DeploymentStatus(
     name="chat",
@@ -59,6 +83,7 @@ DEPLOYMENT = status.DeploymentStatus(
     diagnosis=DIAGNOSIS,
     instance=INSTANCE,
     previous=INSTANCE,
+    conditions=(status.Condition("WithinDeviceBudget", False, "OffBudget", "2 bytes too many", NOW),),
 )
 
 
@@ -107,6 +132,7 @@ def test_every_field_of_the_node_an_event_and_an_artifact_is_sent():
         memory_reserved=3,
         deployments=4,
         ready=5,
+        devices=(DEVICE,),
     )
     assert _unset(mapping.node(node)) == []
     assert mapping.node(node).conditions[0].status == pb.TERNARY_FALSE
@@ -116,11 +142,56 @@ def test_every_field_of_the_node_an_event_and_an_artifact_is_sent():
     assert _unset(mapping.artifact(ArtifactStatus(variant, ("chat",)))) == []
 
 
+def test_what_a_driver_does_not_tell_of_a_device_stays_unset_and_a_zero_is_sent():
+    silent = mapping.device(
+        status.DeviceStatus(
+            id="amd-0000:c1:00.0",
+            index=0,
+            vendor="amd",
+            name="MI300X",
+            condition=status.DeviceCondition.UNKNOWN,
+            reason="NotSampled",
+            message="",
+            since=NOW,
+            memory_total=1,
+        )
+    )
+    told = {field.name for field in pb.Device.DESCRIPTOR.fields if field.has_presence and silent.HasField(field.name)}
+    assert told == {"condition_time", "detail"}
+    assert (silent.name, silent.processes_known) == ("devices/amd-0000:c1:00.0", False)
+    idle = mapping.device(replace(DEVICE, processes=()))
+    assert idle.HasField("memory_used_bytes")
+    assert idle.HasField("utilization_percent")
+    assert (idle.processes_known, len(idle.processes)) == (True, 0)
+
+
+def test_a_process_and_a_use_whose_memory_is_not_told_stay_unset():
+    process = mapping.device(replace(DEVICE, processes=(status.DeviceProcess(7, None),))).processes[0]
+    assert not process.HasField("memory_bytes")
+    stray = status.DeviceUse("GPU-2", planned=False, budget_bytes=0, used_bytes=None)
+    use = mapping.instance(replace(INSTANCE, device_uses=(stray,))).device_uses[0]
+    assert (use.device, use.planned, use.HasField("used_bytes")) == ("devices/GPU-2", False, False)
+
+
+def test_findings_are_sent_in_their_order():
+    found = (
+        status.Finding("nvidia-driver", status.FindingLevel.ERROR, "not loaded", "load it"),
+        status.Finding("clock", status.FindingLevel.OK, "synchronised"),
+    )
+    sent = mapping.findings(found).findings
+    assert [(one.check, one.level, one.message, one.remedy) for one in sent] == [
+        ("nvidia-driver", pb.FINDING_LEVEL_ERROR, "not loaded", "load it"),
+        ("clock", pb.FINDING_LEVEL_OK, "synchronised", ""),
+    ]
+
+
 def test_every_value_of_our_enums_has_a_number_of_its_own_and_none_is_unspecified():
     for ours, table in (
         (status.Phase, mapping.PHASES),
         (status.Desired, mapping.DESIRED),
         (status.Severity, mapping.SEVERITIES),
+        (status.DeviceCondition, mapping.DEVICE_CONDITIONS),
+        (status.FindingLevel, mapping.FINDING_LEVELS),
     ):
         assert set(table) == set(ours)
         assert len(set(table.values())) == len(table)
@@ -147,7 +218,12 @@ def test_a_plan_is_sent_whole():
 
 def test_each_kind_of_change_is_sent_as_itself_with_its_token():
     event = status.Event("Ready", "it is", seq=4)
-    for change, kind in ((Change(deployment=DEPLOYMENT), "deployment"), (Change(event=event), "event")):
+    changes = (
+        (Change(deployment=DEPLOYMENT), "deployment"),
+        (Change(node=FakeNode().node()), "node"),
+        (Change(event=event), "event"),
+    )
+    for change, kind in changes:
         assert mapping.change(change).WhichOneof("change") == kind
     lost = mapping.change(Change(synced=True, events_lost=True, resume_token="7"))
     assert (lost.synced.events_lost, lost.resume_token) == (True, "7")

@@ -5,6 +5,7 @@ import json
 from contextlib import suppress
 
 import pytest
+from google.protobuf.struct_pb2 import Struct
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,6 +74,11 @@ def test_a_sequence_number_that_the_store_cannot_hold_is_refused(seq):
         (requests.request_id, "x" * 65, "request_id"),
         (requests.resume_token, "x" * 513, "resume_token"),
         (requests.tail_lines, -2, "tail_lines"),
+        (requests.reason, "", "reason"),
+        (requests.reason, " \n ", "reason"),
+        (requests.reason, "two\nlines", "reason"),
+        (requests.reason, "x" * 257, "reason"),
+        (requests.hardware, Struct(), "hardware"),
     ],
 )
 def test_values_out_of_range_are_refused_with_their_field(check, bad, field):
@@ -93,6 +99,18 @@ def test_a_deployment_is_named_by_its_resource_name_or_its_id(text):
 def test_other_names_of_deployments_are_refused(text):
     with pytest.raises(InvalidArgument) as caught:
         names.parse_deployment(text, "name")
+    assert [violation.field for violation in caught.value.violations] == ["name"]
+
+
+@pytest.mark.parametrize("text", ["GPU-1a2b", "devices/GPU-1a2b", "MIG-9f-0", "devices/amd-0000:c1:00.0", "x" * 128])
+def test_a_device_is_named_by_its_resource_name_or_its_id(text):
+    assert names.parse_device(text, "name") == text.removeprefix("devices/")
+
+
+@pytest.mark.parametrize("text", ["", "devices/", "a/b", "devices/a/b", "GPU 1", "x" * 129, "GPU-1\n", "é"])
+def test_other_names_of_devices_are_refused(text):
+    with pytest.raises(InvalidArgument) as caught:
+        names.parse_device(text, "name")
     assert [violation.field for violation in caught.value.violations] == ["name"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -11,7 +12,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from agent.v1 import agent_pb2 as pb
 from tests.api.conftest import Api
-from tests.api.fake_node import make_deployment
+from tests.api.fake_node import make_deployment, make_device
 
 
 def _struct(data: dict[str, Any]) -> Struct:
@@ -74,6 +75,68 @@ async def test_plan_tells_a_refusal(api: Api):
     answer = await api.call("DeploymentService/PlanDeployment", request)
     assert (answer.refusal.code, answer.refusal.fatal, list(answer.argv)) == ("does_not_fit", True, ["engine", "-x"])
     assert not answer.HasField("plan")
+
+
+async def test_a_plan_is_for_this_node_unless_hardware_is_described(api: Api):
+    request = pb.PlanDeploymentRequest(spec=_struct({"name": "chat"}))
+    await api.call("DeploymentService/PlanDeployment", request)
+    assert api.node.planned_for is None
+    request.hardware.update({"devices": [{"model": "h100-sxm", "count": 8}]})
+    await api.call("DeploymentService/PlanDeployment", request)
+    assert api.node.planned_for == {"devices": [{"model": "h100-sxm", "count": 8}]}
+    assert type(api.node.planned_for["devices"][0]["count"]) is int
+
+
+async def test_simulated_hardware_is_shown_as_a_node_and_to_those_who_may_only_look(api: Api):
+    request = pb.SimulateNodeRequest(hardware=_struct({"short": "h100-sxm:8"}))
+    node = await api.call("NodeService/SimulateNode", request, readonly=True)
+    assert node.inventory["simulated"] == "{'short': 'h100-sxm:8'}"
+    unknown = pb.SimulateNodeRequest(hardware=_struct({"short": "unknown"}))
+    assert (await _refused(api.call("NodeService/SimulateNode", unknown)))[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_the_doctor_may_be_asked_by_those_who_may_only_look(api: Api):
+    answer = await api.call("NodeService/RunDoctor", pb.RunDoctorRequest(), readonly=True)
+    assert [(found.check, found.level) for found in answer.findings] == [("open-files", pb.FINDING_LEVEL_WARNING)]
+
+
+async def test_devices_are_listed_by_vendor_and_index_and_found_by_name(api: Api):
+    api.node.device_list = [make_device(index) for index in (2, 10, 0)]
+    api.node.device_list.append(replace(make_device(1), vendor="amd", id="amd-0000:c1:00.0"))
+    request, pages = pb.ListDevicesRequest(page_size=2), []
+    while True:
+        answer = await api.call("DeviceService/ListDevices", request)
+        pages.append([device.index for device in answer.devices])
+        request.page_token = answer.next_page_token
+        if not request.page_token:
+            break
+    assert pages == [[1, 0], [2, 10]]
+    found = await api.call("DeviceService/GetDevice", pb.GetDeviceRequest(name="devices/amd-0000:c1:00.0"))
+    assert found.vendor == "amd"
+    missing = pb.GetDeviceRequest(name="GPU-none")
+    assert (await _refused(api.call("DeviceService/GetDevice", missing)))[0] is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_device_is_quarantined_with_a_reason_and_released(api: Api):
+    request = pb.QuarantineDeviceRequest(name="devices/GPU-0a2b3c4d", reason=" a fan is loud ")
+    device = await api.call("DeviceService/QuarantineDevice", request)
+    assert (device.condition, device.message) == (pb.DEVICE_CONDITION_QUARANTINED, "a fan is loud")
+    released = await api.call("DeviceService/ReleaseDevice", pb.ReleaseDeviceRequest(name="GPU-0a2b3c4d"))
+    assert released.condition == pb.DEVICE_CONDITION_HEALTHY
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("QuarantineDevice", pb.QuarantineDeviceRequest(name="GPU-0a2b3c4d", reason="loud")),
+        ("ReleaseDevice", pb.ReleaseDeviceRequest(name="GPU-0a2b3c4d")),
+    ],
+    ids=["quarantine", "release"],
+)
+async def test_those_who_may_only_look_change_no_device(api: Api, method, request_):
+    code, _ = await _refused(api.call(f"DeviceService/{method}", request_, readonly=True))
+    assert code is grpc.StatusCode.PERMISSION_DENIED
+    assert api.node.device_list[0] == make_device(0)
 
 
 async def test_get_and_list_deployments(api: Api):
@@ -166,6 +229,12 @@ async def test_watch_sends_the_present_then_replayed_events_then_synced_then_cha
     api.node.happen("Third")
     message = await watch.read()
     assert (message.event.reason, message.resume_token) == ("Third", "3")
+    await api.node.quarantine("GPU-0a2b3c4d", "loud")
+    message = await watch.read()
+    assert [device.condition for device in message.node.devices] == [
+        pb.DEVICE_CONDITION_QUARANTINED,
+        pb.DEVICE_CONDITION_HEALTHY,
+    ]
     watch.cancel()
 
 
@@ -185,6 +254,12 @@ async def test_logs_stream_the_tail_and_end_without_follow(api: Api):
 BAD = [
     ("DeploymentService/ApplyDeployment", pb.ApplyDeploymentRequest(), "spec"),
     ("DeploymentService/PlanDeployment", pb.PlanDeploymentRequest(), "spec"),
+    ("DeploymentService/PlanDeployment", pb.PlanDeploymentRequest(spec={"name": "a"}, hardware={}), "hardware"),
+    ("NodeService/SimulateNode", pb.SimulateNodeRequest(), "hardware"),
+    ("DeviceService/ListDevices", pb.ListDevicesRequest(page_token="?"), "page_token"),
+    ("DeviceService/GetDevice", pb.GetDeviceRequest(name="a/b"), "name"),
+    ("DeviceService/QuarantineDevice", pb.QuarantineDeviceRequest(name="GPU-0a2b3c4d"), "reason"),
+    ("DeviceService/ReleaseDevice", pb.ReleaseDeviceRequest(), "name"),
     ("DeploymentService/GetDeployment", pb.GetDeploymentRequest(name="No Name"), "name"),
     ("DeploymentService/ListDeployments", pb.ListDeploymentsRequest(page_size=-1), "page_size"),
     ("DeploymentService/ListDeployments", pb.ListDeploymentsRequest(page_token="?"), "page_token"),

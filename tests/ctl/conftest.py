@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from click.testing import CliRunner, Result
 from agent.api.server import ApiServer
 from agent.ctl.app import App
 from agent.ctl.main import cli
-from agent.status import DeploymentStatus
+from agent.status import DeploymentStatus, NodeStatus
 from agent.supervision.service import Change
 from tests.api.conftest import Background
 from tests.ctl.deployments import NODE, NOW
@@ -34,6 +35,11 @@ class Served(Background):
     def put(self, *deployments: DeploymentStatus) -> None:
         for deployment in deployments:
             self.do(partial(self.node.put, deployment))
+
+    def be(self, node: NodeStatus) -> None:
+        """Let the node be this one, with its devices."""
+        self.node.device_list = list(node.devices)
+        self.node.node = lambda: replace(node, devices=tuple(self.node.device_list))  # type: ignore[method-assign]
 
     def restart(self) -> None:
         """As a daemon that is replaced: streams break, the sockets are others, the node is as it was."""
@@ -61,7 +67,7 @@ async def _watch_one(everything: Any, deployment: str, resume_token: str, events
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
     running = Served(tmp_path)
-    running.node.node = lambda: NODE  # type: ignore[method-assign]  # of our own version
+    running.be(NODE)  # of our own version
     everything = running.node.watch
     running.node.watch = partial(_watch_one, everything)  # type: ignore[method-assign]
     yield running

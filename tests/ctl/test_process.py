@@ -17,6 +17,7 @@ from agent.ctl.exits import Exit
 from agent.status import Phase
 from tests.ctl.conftest import Run, Served
 from tests.ctl.deployments import LOADING, READY
+from tests.ctl.machines import MACHINE
 
 
 @pytest.fixture
@@ -98,6 +99,8 @@ def test_a_reader_that_went_away_is_no_news(environment: dict[str, str], socket:
     [
         (["wait", "chat", "--for", "stopped"], "chat READY: the engine answers\n"),
         (["status", "--watch"], "node "),
+        (["node", "-w"], "node "),
+        (["devices", "-w"], "no devices"),
         (["logs", "chat", "-f"], "one\n"),
         (["events", "-f"], "2023-11-14T22:13:20.250Z INFO chat Started: Started happened\n"),
     ],
@@ -114,6 +117,19 @@ def test_ctrl_c_ends_silently_with_130(
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == Exit.INTERRUPTED
         assert process.stderr.read().strip() == ""
+
+
+def test_devices_that_are_watched_are_printed_again_when_they_change(
+    environment: dict[str, str], socket: list[str], served: Served
+) -> None:
+    served.be(MACHINE)
+    with start(environment, "devices", "0", "-w", "-o", "json", *socket) as process:
+        assert process.stdout
+        seen = iter(process.stdout)
+        assert next(line for line in seen if '"condition"' in line).split()[1] == '"DEVICE_CONDITION_HEALTHY",'
+        served.wait(served.node.quarantine(MACHINE.devices[0].id, "a fan is loud"))
+        assert next(line for line in seen if '"condition"' in line).split()[1] == '"DEVICE_CONDITION_QUARANTINED",'
+        process.send_signal(signal.SIGINT)
 
 
 def test_events_are_followed_as_one_json_object_a_line(

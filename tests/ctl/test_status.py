@@ -42,12 +42,6 @@ def test_status_without_deployments_says_how_to_begin(ctl: Invoke) -> None:
     assert ctl("status").stdout.endswith("\nno deployments yet: agentctl serve MODEL starts one\n")
 
 
-def test_status_shows_each_device(ctl: Invoke, served: Served) -> None:
-    devices = [{"id": "gpu-0", "name": "H200", "memory_bytes": 139 << 30}, {"id": "gpu-1", "name": "H200"}]
-    served.node.node = lambda: replace(NODE, inventory_json=json.dumps({"devices": devices}))  # type: ignore[method-assign]
-    assert "devices   gpu-0 H200 139.0 GiB\n          gpu-1 H200\n" in ctl("status").stdout
-
-
 @pytest.mark.parametrize(("version", "word"), [("99.0.0", "newer"), ("0.0.1", "older"), ("dev", "older")])
 def test_status_warns_of_a_daemon_of_another_version(ctl: Invoke, served: Served, version: str, word: str) -> None:
     served.node.node = lambda: replace(NODE, version=version)  # type: ignore[method-assign]
@@ -115,7 +109,7 @@ def test_describe_shows_the_diagnosis_with_its_evidence_and_hint(ctl: Invoke) ->
 
 
 def test_plan_shows_the_memory_and_with_explain_the_reasons(ctl: Invoke, served: Served) -> None:
-    async def plan(spec: object) -> Planned:
+    async def plan(spec: object, hardware: object) -> Planned:
         return Planned(PLAN, None, ("llama-server", "-m", "/models/a b.gguf"))
 
     served.node.plan = plan  # type: ignore[method-assign, assignment]

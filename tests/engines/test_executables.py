@@ -67,10 +67,42 @@ def test_the_version_is_asked_once_until_the_file_changes(tmp_path: Path) -> Non
 
 
 def test_a_binary_that_hangs_or_fails_has_an_unknown_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(executables, "VERSION_DEADLINE", 0.2)
-    hanging = script(tmp_path / "hanging", "exec sleep 60")
+    monkeypatch.setattr(executables, "DEADLINE", 0.2)
+    hanging = script(tmp_path / "hanging", "sleep 60 & sleep 60")  # a child that holds the pipe open
     failing = script(tmp_path / "failing", "exit 3")
 
     assert executables.version((str(hanging),), VERSION) == "unknown"
     assert executables.version((str(failing),), VERSION) == "unknown"
     assert executables.version((str(tmp_path / "none"),), VERSION) == "unknown"
+
+
+def test_devices_are_listed_once_and_never_hidden_by_the_agents_own_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executables, "DEVICE_FILES", ())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    calls = tmp_path / "calls"
+    body = f'echo "$1" >> {calls}; echo "${{CUDA_VISIBLE_DEVICES-all}} of them"'
+    binary = script(tmp_path / "server", body)
+
+    answers = {executables.devices((str(binary),), "--list-devices", bool) for _ in range(3)}
+
+    assert answers == {"all of them\n"}
+    assert calls.read_text() == "--list-devices\n"
+
+
+def test_a_node_with_device_files_is_asked_again_while_no_device_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver may have been sick when it was asked."""
+    monkeypatch.setattr(executables, "DEVICE_FILES", ("null",))
+    monkeypatch.setattr(executables, "RECHECK", 0.0)
+    state = tmp_path / "state"
+    binary = script(tmp_path / "server", f"cat {state} 2>/dev/null")
+    assert executables.devices((str(binary),), "--list-devices", bool) == ""
+
+    state.write_text("well")
+
+    assert executables.devices((str(binary),), "--list-devices", bool) == "well"
+    state.write_text("not asked any more")
+    assert executables.devices((str(binary),), "--list-devices", bool) == "well"

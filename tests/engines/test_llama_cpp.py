@@ -247,6 +247,39 @@ def test_what_the_kernel_says_comes_before_the_log(log: str, exit_status: ExitSt
 
 
 @pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (
+            "alloc_buffer: allocating 7317.71 MiB on device 0: cudaMalloc failed: out of memory",
+            DiagnosisCode.DEVICE_OOM,
+        ),
+        ("ROCm error: out of memory", DiagnosisCode.DEVICE_OOM),
+        ("CUDA error: uncorrectable ECC error encountered", DiagnosisCode.DEVICE_FAILED),
+        ("CUDA error: unspecified launch failure", DiagnosisCode.DEVICE_FAILED),
+        ("CUDA error: CUDA-capable device(s) is/are busy or unavailable", DiagnosisCode.DEVICE_FAILED),
+        ("CUDA error: no kernel image is available for execution on the device", DiagnosisCode.BINARY_MISSING),
+        ("CUDA error: CUDA driver version is insufficient for CUDA runtime version", DiagnosisCode.BINARY_MISSING),
+        ("CUDA error: an illegal memory access was encountered", DiagnosisCode.CRASHED),
+    ],
+)
+def test_what_a_gpus_runtime_reports_is_told_apart_from_a_crash(line: str, code: DiagnosisCode) -> None:
+    log = f"0.00.302.568 I load_tensors: offloaded 33/33 layers to GPU\n{line}\n"
+
+    diagnosis = ENGINE.diagnose(ExitStatus(signal=signal.SIGABRT), log)
+
+    assert diagnosis.code == code
+    assert diagnosis.evidence == line
+
+
+def test_a_device_that_is_gone_since_the_plan_is_no_wrong_flag() -> None:
+    diagnosis = ENGINE.diagnose(ExitStatus(code=1), (DATA / "native-no-such-device.log").read_text())
+
+    assert diagnosis.code == DiagnosisCode.DEVICE_FAILED
+    assert "CUDA0" in diagnosis.message
+    assert not diagnosis.fatal
+
+
+@pytest.mark.parametrize(
     ("exit_status", "code"),
     [
         (ExitStatus(code=1), DiagnosisCode.CRASHED),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.hardware import host
-from agent.hardware.inventory import Memory
+from agent.hardware.inventory import Memory, NumaNode
 
 GIB = 1024**3
 MEMINFO = "MemTotal: 16777216 kB\nMemFree: 1048576 kB\nMemAvailable: 8388608 kB\nSwapTotal: 0 kB\nHugePages_Total: 0\n"
@@ -104,6 +104,40 @@ def test_cores_that_share_a_core_id_are_one_physical_core(machine: Path) -> None
     assert found.physical_cores == len({cpu // 2 for cpu in os.sched_getaffinity(0)})
     assert found.cpu_flags == ("avx", "avx2", "avx512f")
     assert found.cpu_model == "Some CPU"
+
+
+def test_numa_nodes_have_their_cpus_and_memory(machine: Path) -> None:
+    """The second is memory on a card (CXL): it has no CPUs."""
+    nodes = machine / "sys/devices/system/node"
+    write(nodes / "node0/cpulist", "0-3,8-9\n")
+    write(nodes / "node0/meminfo", "Node 0 MemTotal:       16777216 kB\nNode 0 MemFree:        1048576 kB\n")
+    write(nodes / "node10/cpulist", "\n")
+    write(nodes / "node10/meminfo", "Node 10 MemTotal:      8388608 kB\n")
+    write(nodes / "possible", "0-31\n")
+
+    assert host.inventory(machine).numa == (
+        NumaNode(0, (0, 1, 2, 3, 8, 9), 16 * GIB),
+        NumaNode(10, (), 8 * GIB),
+    )
+
+
+def test_the_numa_nodes_of_this_machine_have_all_cpus() -> None:
+    found = host.inventory()
+
+    assert {cpu for node in found.numa for cpu in node.cpus} >= os.sched_getaffinity(0)
+
+
+@pytest.mark.parametrize("content", ["", "\udcff", "x", "processor : x", "0:", "MemTotal: x kB", "-1"])
+def test_files_that_cannot_be_understood_are_never_an_error(machine: Path, content: str) -> None:
+    write(machine / "sys/devices/system/node/node0/cpulist", "0")
+    for path in machine.rglob("*"):
+        if path.is_file():
+            path.write_text(content, errors="surrogateescape")
+
+    found = host.inventory(machine)
+
+    assert found.physical_cores == 1
+    assert found.memory == Memory(0, 0)
 
 
 def test_the_module_names_no_controller_of_its_own() -> None:

@@ -14,7 +14,7 @@ from agent.engines import ENGINES
 from agent.engines.base import Located
 from agent.hardware.inventory import Inventory, Memory
 from agent.models.profile import ModelProfile
-from agent.planning.fitting import free_memory
+from agent.planning.amounts import free_memory
 from agent.planning.plan import GIB, Plan
 from agent.planning.planner import plan
 from agent.planning.request import PlanRequest, Refusal

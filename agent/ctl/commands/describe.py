@@ -13,7 +13,7 @@ from agent.ctl import options, rows
 from agent.ctl.app import App
 from agent.ctl.commands import plan as planned
 from agent.ctl.names import suggesting
-from agent.ctl.output import Column, Format, age, emit, fields, table
+from agent.ctl.output import Column, Format, age, emit, fields, size, table
 from agent.ctl.values import plain, short
 from agent.v1 import agent_pb2 as pb
 
@@ -48,6 +48,7 @@ def describe(app: App, *, name: str, form: Format) -> None:
         _section("SPEC", _indent(_yaml(deployment.spec))),
         *_plan(deployment),
         _section("INSTANCE", fields(_instance(deployment.instance, now), "  ")),
+        _section("DEVICES", _devices(deployment.instance)),
         _section("PROBES", _probes(deployment.instance, now)),
         _section("PREVIOUS INSTANCE", fields(_instance(deployment.previous, now), "  ")),
         _section("EVENTS", _indent(table(rows.events(now), events)) if events else ""),
@@ -63,6 +64,7 @@ def _head(deployment: pb.Deployment, now: float) -> Iterator[tuple[str, str]]:
     yield "phase", f"{rows.coloured(rows.phase(deployment))} for {rows.since(deployment.phase_time, now)}"
     yield "desired", rows.desired(deployment)
     yield "reason", ": ".join(filter(None, (deployment.reason, deployment.message)))
+    yield "conditions", "\n".join(map(_condition, deployment.conditions))
     yield "progress", rows.progress(deployment)
     if deployment.HasField("next_attempt_time"):
         yield "next attempt", f"in {age(rows.seconds(deployment.next_attempt_time) - now)}"
@@ -100,6 +102,29 @@ def _instance(instance: pb.Instance, now: float) -> Iterator[tuple[str, str]]:
     yield "evidence", instance.diagnosis.evidence
     yield "limits", "\n".join(instance.enforcement)
     yield "log", instance.log_path
+
+
+def _condition(condition: pb.Condition) -> str:
+    """`WithinDeviceBudget: no: OffBudget: 2.0 GiB too many`."""
+    known = {pb.TERNARY_TRUE: "yes", pb.TERNARY_FALSE: click.style("no", fg="red")}
+    return f"{condition.type}: {known.get(condition.status, 'not known')}: {condition.reason}: {condition.message}"
+
+
+def _devices(instance: pb.Instance) -> str:
+    """What it was last seen to hold on each device, against its plan."""
+    columns: tuple[Column[pb.DeviceUse], ...] = (
+        Column("DEVICE", lambda use: short(use.device)),
+        Column("PLANNED", lambda use: "yes" if use.planned else click.style("no", fg="red")),
+        Column("BUDGET", lambda use: size(use.budget_bytes) if use.planned else "", right=True),
+        Column("USED", lambda use: size(use.used_bytes) if use.HasField("used_bytes") else "?", right=True),
+        Column("OVER", _over, right=True),
+    )
+    return _indent(table(columns, instance.device_uses)) if instance.device_uses else ""
+
+
+def _over(use: pb.DeviceUse) -> str:
+    beyond = use.used_bytes - use.budget_bytes
+    return click.style(size(beyond), fg="red") if beyond > 0 else ""
 
 
 def _probes(instance: pb.Instance, now: float) -> str:

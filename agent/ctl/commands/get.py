@@ -7,9 +7,9 @@ from typing import Final
 
 import click
 
-from agent.ctl import options, rows
+from agent.ctl import devices, options, rows
 from agent.ctl.app import App
-from agent.ctl.commands.status import conditions, node_fields
+from agent.ctl.commands.status import node_fields, node_trouble
 from agent.ctl.names import suggesting
 from agent.ctl.output import Format, emit, fields
 from agent.ctl.values import plain
@@ -24,10 +24,10 @@ EVENTS: Final = 50  # of `get events`: two screens; `agentctl events --limit` sh
 @options.connects()
 @click.pass_obj
 def get(app: App, *, what: tuple[str, ...], form: Format) -> None:
-    """Show deployments, instances, events, artifacts or the node.
+    """Show deployments, instances, events, artifacts, devices or the node.
 
-    KIND is deployments (the default), instances, events, artifacts or node. A deployment that is called like a
-    kind is reached with `get deployments NAME`.
+    KIND is deployments (the default), instances, events, artifacts, devices or node. A deployment that is called
+    like a kind is reached with `get deployments NAME`.
 
     Examples:
       agentctl get
@@ -74,12 +74,22 @@ def _artifacts(app: App, name: str, form: Format) -> None:
     rows.show("artifacts", found, rows.ARTIFACTS, form)
 
 
+def _devices(app: App, name: str, form: Format) -> None:
+    found = app.reader().list_devices()
+    if name:
+        found = [devices.find(found, name)]
+    if name and not form.for_people:
+        emit(plain(found[0]), form)
+    else:
+        rows.show("devices", found, devices.columns(found, app.now(), wide=form is Format.WIDE), form)
+
+
 def _node(app: App, name: str, form: Format) -> None:
     if name:
         raise click.UsageError("there is one node, and it takes no NAME")
     node = app.reader().get_node()
     if form.for_people:
-        click.echo("\n".join([fields(node_fields(node, app.now())), *conditions(node, app.now())]))
+        click.echo("\n".join([fields(node_fields(node, app.now())), *node_trouble(node, app.now())]))
     else:
         emit(plain(node), form)
 
@@ -89,5 +99,6 @@ _KINDS: Final[dict[str, Callable[[App, str, Format], None]]] = {
     "instances": _instances,
     "events": _events,
     "artifacts": _artifacts,
+    "devices": _devices,
     "node": _node,
 }

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import zip_longest
 from typing import Any, Final
 
 import click
@@ -16,6 +17,7 @@ from google.protobuf.struct_pb2 import Struct
 from agent.api.structs import struct_to_dict
 from agent.ctl import options
 from agent.ctl.app import App
+from agent.ctl.hardware import described
 from agent.ctl.output import Column, Format, emit, fields, size, table
 from agent.ctl.specs import build, read_all, spec_flags
 from agent.ctl.values import plain
@@ -32,6 +34,7 @@ BAR: Final = 24  # characters; a share of 2 % still shows
 @click.argument("model", metavar="[MODEL]", required=False)
 @click.option("-f", "--file", metavar="FILE", help="A spec instead of MODEL; - is standard input.")
 @spec_flags
+@options.hardware
 @click.option("--explain", is_flag=True, help="Also each reason, and the alternatives that were rejected.")
 @options.output(wide=False)
 @options.connects()
@@ -52,11 +55,16 @@ def plan(
     Examples:
       agentctl plan /models/chat.gguf --max-model-len 8192
       agentctl plan -f chat.yaml --explain
+      agentctl plan -f chat.yaml --hardware h100-sxm:8
     """
+    hardware = flags.pop("hardware")
     specs = _specs(model, file, flags, sets)
+    machine = None if hardware is None else described(hardware)
     client = app.writer()  # planning opens the files that the caller names: not for those who may only look
-    answers = [client.plan_deployment(spec) for spec in specs]
+    answers = [client.plan_deployment(spec, hardware=machine) for spec in specs]
     if form.for_people:
+        if machine is not None and any(answer.HasField("plan") for answer in answers):
+            click.echo(f"for described hardware, not for this node: {hardware}\n")
         for answer in answers:
             if answer.HasField("plan"):
                 click.echo(_text(answer, explain=explain) + "\n" * (len(answers) > 1))
@@ -104,18 +112,25 @@ def decision(plan: Plan, argv: Sequence[str] = ()) -> str:
             ("engine", " ".join(filter(None, (plan.engine, plan.engine_version, f"({plan.runtime})")))),
             ("model", variant.source),
             ("variant", f"{variant.format} {variant.quantization}, {variant.architecture}, {size(variant.bytes)}"),
-            ("devices", ", ".join(plan.devices) or "none: CPU"),
+            ("devices", "\n".join(_devices(plan)) or "none: CPU"),
             ("limits", "\n".join(f"{name} {value}" for name, value in limits.items())),
             ("command", shlex.join(argv)),
         )
     )
 
 
+def _devices(plan: Plan) -> Iterator[str]:
+    """`GPU-5a1b… by cuda, 33 layers`."""
+    placement = plan.placement
+    for device, layers in zip_longest(plan.devices, placement.layers[: len(plan.devices)]):
+        yield f"{device} by {placement.accelerator}" + ("" if layers is None else f", {layers} layers")
+
+
 def memory(plan: Plan) -> Iterator[str]:
     """A table for each budget: its terms, with a bar for the share of each."""
     for budget in plan.budgets:
         columns: tuple[Column[MemoryTerm], ...] = (
-            Column(f"MEMORY ({budget.pool})", lambda term: term.name),
+            Column(f"MEMORY ({budget.pool}{', of the host' if budget.unified else ''})", lambda term: term.name),
             Column("SIZE", lambda term: size(term.bytes), right=True),
             Column("+/-", lambda term: size(term.uncertainty) if term.uncertainty else "", right=True),
             Column("SHARE", partial(_share, whole=budget.bytes or 1)),

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Iterable, Iterator
+from typing import Final
 
 import click
 
-from agent.api.structs import struct_to_dict
-from agent.ctl import options, rows
+from agent.ctl import devices, options, rows
 from agent.ctl.app import App
-from agent.ctl.output import Format, age, emit, fields, size, table
+from agent.ctl.output import Format, age, fields, size, table
+from agent.ctl.refreshing import View, refresh, show
 from agent.ctl.values import plain, short
 from agent.ctl.versions import warn_if_different
-from agent.errors import Unavailable
 from agent.v1 import agent_pb2 as pb
-
-REFRESH_SECONDS: Final = 1.0  # ages are shown in seconds
 
 #: Phases whose cause is told below the table.
 _TROUBLE: Final = frozenset({pb.PHASE_FAILED, pb.PHASE_BACKOFF, pb.PHASE_STUCK, pb.PHASE_UNREADY})
@@ -27,7 +22,7 @@ _TROUBLE: Final = frozenset({pb.PHASE_FAILED, pb.PHASE_BACKOFF, pb.PHASE_STUCK, 
 @options.with_examples
 @click.command()
 @options.output()
-@click.option("-w", "--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
+@options.watch
 @options.connects()
 @click.pass_obj
 def status(app: App, *, form: Format, watch: bool) -> None:
@@ -40,47 +35,22 @@ def status(app: App, *, form: Format, watch: bool) -> None:
       agentctl status -o wide --watch
       agentctl status -o json | jq '.deployments[] | {id, phase}'
     """
+    client = app.reader()
+    view = View(client.get_status, lambda found: _text(found, app.now(), wide=form is Format.WIDE), plain)
     if watch:
-        _refresh(app, form)
-        return
-    answer = app.reader().get_status()
-    _show(answer, form, app.now())
+        refresh(view, form)
+    answer = client.get_status()
+    show(view, answer, form)
     warn_if_different(answer.node.version)
 
 
-def _show(snapshot: pb.GetStatusResponse, form: Format, now: float) -> None:
-    if form.for_people:
-        click.echo("\n".join(_lines(snapshot, now, wide=form is Format.WIDE)))
-    else:
-        emit(plain(snapshot), form)
-
-
-def _refresh(app: App, form: Format) -> None:
-    """On a terminal the screen is drawn over; elsewhere a state is printed when it differs from the one before."""
-    client, revision, screen = app.reader(), -1, sys.stdout.isatty() and form.for_people
-    while True:
-        try:
-            answer = client.get_status()
-        except Unavailable as error:  # a restarting daemon comes back, and whoever watches wants to see it
-            click.echo(f"{error.message.splitlines()[0]}; trying again", err=True)
-            revision = -1
-        else:
-            if screen:
-                lines = _lines(answer, app.now(), wide=form is Format.WIDE)
-                click.echo("\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J", nl=False)
-            elif answer.revision != revision:
-                _show(answer, form, app.now())
-            revision = answer.revision
-        time.sleep(REFRESH_SECONDS)
-
-
-def _lines(snapshot: pb.GetStatusResponse, now: float, *, wide: bool) -> list[str]:
-    lines = [fields(node_fields(snapshot.node, now)), *conditions(snapshot.node, now), ""]
+def _text(snapshot: pb.GetStatusResponse, now: float, *, wide: bool) -> str:
+    lines = [fields(node_fields(snapshot.node, now)), *node_trouble(snapshot.node, now), ""]
     if not snapshot.deployments:
-        return [*lines, "no deployments yet: agentctl serve MODEL starts one"]
+        return "\n".join([*lines, "no deployments yet: agentctl serve MODEL starts one"])
     lines.append(table(rows.deployments(now), snapshot.deployments, wide=wide))
     trouble = [line for deployment in snapshot.deployments for line in _trouble(deployment, now)]
-    return "\n".join([*lines, *([""] if trouble else []), *trouble]).splitlines()
+    return "\n".join([*lines, *([""] if trouble else []), *trouble])
 
 
 def node_fields(node: pb.Node, now: float) -> Iterator[tuple[str, str]]:
@@ -88,26 +58,27 @@ def node_fields(node: pb.Node, now: float) -> Iterator[tuple[str, str]]:
     yield "node", f"{node.host} ({node.scope}), agentd {node.version}, up {rows.since(node.start_time, now)}"
     available, total = size(node.memory_available_bytes), size(node.memory_total_bytes)
     yield "memory", f"{available} available of {total}, {size(node.memory_reserved_bytes)} reserved"
-    devices = struct_to_dict(node.inventory).get("devices") or []
-    yield "devices", "\n".join(map(_device, devices)) or "none: engines run on the CPU"
+    yield "devices", "\n".join(devices.lines(node.devices)) or "none: engines run on the CPU"
 
 
-def conditions(node: pb.Node, now: float) -> Iterator[str]:
+def node_trouble(node: pb.Node, now: float, said: str = "") -> Iterator[str]:
+    """A line for each condition that is not known to be good, except the one `said` elsewhere, and each sick device."""
+    yield from conditions((one for one in node.conditions if one.type not in {"DevicesHealthy", said}), now)
+    yield from devices.trouble(node.devices, now)
+
+
+def conditions(found: Iterable[pb.Condition], now: float, whose: str = "") -> Iterator[str]:
     """A line for each condition that is not known to be good."""
-    for condition in node.conditions:
+    for condition in found:
         if condition.status != pb.TERNARY_TRUE:
             word, colour = ("bad", "red") if condition.status == pb.TERNARY_FALSE else ("not known", "yellow")
-            text = f"! {condition.type} is {word} for {rows.since(condition.since, now)}: "
+            text = f"! {whose}{condition.type} is {word} for {rows.since(condition.since, now)}: "
             yield click.style(text, fg=colour) + f"{condition.reason}: {condition.message}"
 
 
-def _device(device: dict[str, Any]) -> str:
-    memory = device.get("memory_bytes")
-    parts = (device.get("id"), device.get("name"), size(memory) if memory else None)
-    return " ".join(str(part) for part in parts if part)
-
-
 def _trouble(deployment: pb.Deployment, now: float) -> Iterator[str]:
+    bad = [condition for condition in deployment.conditions if condition.status == pb.TERNARY_FALSE]
+    yield from conditions(bad, now, f"{short(deployment.name)} ")
     if deployment.phase not in _TROUBLE:
         return
     diagnosis = deployment.diagnosis
