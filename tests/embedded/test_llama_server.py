@@ -112,7 +112,7 @@ def test_it_answers_chat_completions_under_its_alias_and_ends_with_status_0_at_s
 
         assert status == 200
         assert json.loads(reply)["model"] == "tiny"
-        assert json.loads(reply)["usage"]["completion_tokens"] == 4
+        assert 1 <= json.loads(reply)["usage"]["completion_tokens"] <= 4  # random weights may end early
         assert metrics == 200
         assert server.process.wait(DEADLINE) == 0
 

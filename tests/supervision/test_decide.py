@@ -245,6 +245,13 @@ def test_a_store_that_refuses_costs_no_budget_but_waits() -> None:
     assert play.see(*UP[1:]).phase is Phase.READY
 
 
+def test_an_engine_that_left_its_plan_is_drained_and_restarted_and_costs_budget() -> None:
+    play = ready().see(m.Drifted(Diagnosis(DiagnosisCode.OFF_BUDGET, "uses 40 GiB")))
+    assert (play.phase, play.actions, play.delay) == (Phase.DRAINING, [Action.DRAIN], RULES.drain)
+    play.see(m.Drained(), m.Exited(ExitStatus(code=0), Diagnosis(DiagnosisCode.EXITED, "")), m.Gone())
+    assert (play.phase, play.state.restarts, len(play.state.failures)) == (Phase.PLANNING, 1, 1)
+
+
 def test_a_reboot_is_nobodys_failure() -> None:
     state = m.restored(ready().state, 5.0, same_boot=False)
     play = Play(state, now=5.0).see(m.Rebooted())
@@ -274,7 +281,7 @@ OBSERVATIONS = st.one_of(
     st.just(m.Fetched()), st.builds(m.PrepareFailed, DIAGNOSES), st.just(m.Launched()), st.just(m.NotLaunched()),
     st.just(m.Rebooted()), st.builds(m.Probed, st.sampled_from(ProbeKind), st.sampled_from(Verdict)),
     st.just(m.LoadMoved()), st.just(m.Drained()), st.builds(m.Exited, st.just(ExitStatus(code=1)), DIAGNOSES),
-    st.just(m.Gone()),
+    st.just(m.Gone()), st.builds(m.Drifted, DIAGNOSES),
 )  # fmt: skip
 LIVE = {Phase.LOADING, Phase.READY, Phase.UNREADY, Phase.DRAINING, Phase.STOPPING, Phase.STUCK}
 fired_rows: set[int] = set()
@@ -343,6 +350,7 @@ def _fires(rule_id: str, phase: Phase) -> bool:
         {"diagnosis": Diagnosis(DiagnosisCode.BAD_FLAG, "x")},
     ]  # fmt: skip
     seen = [
+        m.Drifted(Diagnosis(DiagnosisCode.OFF_BUDGET, "x")),
         m.Woken(), m.Planned(1, fetched=True), m.Planned(1, fetched=False), m.Fetched(), m.Launched(), m.NotLaunched(),
         m.Rebooted(), PASS, m.Drained(), CRASH, m.Gone(), m.PrepareFailed(Diagnosis(DiagnosisCode.CRASHED, "x")),
     ]  # fmt: skip
