@@ -218,11 +218,7 @@ class Node:
         return self.registry.revision
 
     def snapshot(self) -> Snapshot:
-        statuses = tuple(self.registry.statuses().values())
-        node = replace(
-            self.node(), deployments=len(statuses), ready=sum(status.phase is Phase.READY for status in statuses)
-        )
-        return Snapshot(self.revision, node, statuses)
+        return Snapshot(self.revision, self.node(), tuple(self.registry.statuses().values()))
 
     def node(self) -> NodeStatus:
         return NodeStatus(
@@ -231,6 +227,8 @@ class Node:
             policy_json=self.settings.policy.model_dump_json(), conditions=self.conditions.all(),
             memory_total=self.hardware.memory.total, memory_available=self.hardware.memory.available,
             memory_reserved=sum(actor.reserved_bytes for actor in self.registry), devices=self.devices(),
+            deployments=len(self.registry),
+            ready=sum(status.phase is Phase.READY for status in self.registry.statuses().values()),
         )  # fmt: skip
 
     def config(self) -> ConfigInForce:

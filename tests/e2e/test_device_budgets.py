@@ -102,6 +102,8 @@ def test_an_engine_gets_a_gpu_sees_no_other_and_holds_it(host: Daemon, machine: 
     (process,) = device(host, id).processes
     assert process.instance == found.instance.name.rpartition("/")[2]
     assert bad(found) == set()
+    with host.client() as client:
+        assert (client.get_node().deployment_count, client.get_node().ready_count) == (1, 1)
 
 
 def test_an_engine_for_the_cpu_sees_no_gpu(host: Daemon, machine: NvmlDouble) -> None:
