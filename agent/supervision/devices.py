@@ -14,7 +14,6 @@ from typing import Any
 import structlog
 
 from agent.errors import NotFound, StoreError
-from agent.hardware import catalog
 from agent.hardware import health as rules
 from agent.hardware.feed import Feed
 from agent.hardware.health import Health, Presence
@@ -100,6 +99,8 @@ class Devices:
     # The feed's listener ------------------------------------------------------------------------------------------
 
     def detected(self, detection: Detection) -> None:
+        from agent.hardware import catalog  # noqa: PLC0415 - a node without devices never needs it
+
         first = detection.vendor not in self._detections
         detection = replace(detection, devices=tuple(map(catalog.complete, detection.devices)))
         self._detections[detection.vendor] = detection

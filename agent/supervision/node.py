@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -20,8 +20,6 @@ from agent import __version__, failpoints
 from agent.config import LoadedConfig
 from agent.engines import ENGINES
 from agent.errors import AgentError, StoreError
-from agent.hardware import simulated
-from agent.hardware.doctor import diagnose
 from agent.runtimes.base import Runtime
 from agent.spec import DeploymentSpec
 from agent.status import (
@@ -49,6 +47,9 @@ from agent.supervision.preparation import Held, Preparation, PreparationError
 from agent.supervision.registry import Registry
 from agent.supervision.service import Applied, ArtifactStatus, Change, ConfigInForce, ConfigValue, LogChunk, Planned
 from agent.supervision.services import Services
+
+if TYPE_CHECKING:
+    from agent.hardware.simulated import Simulated
 
 log = structlog.get_logger(__name__)
 
@@ -269,7 +270,7 @@ class Node:
         return self.device_registry.statuses()
 
     def simulate(self, hardware: dict[str, Any]) -> NodeStatus:
-        machine = simulated.parse(hardware)
+        machine = _described(hardware)
         inventory = machine.inventory
         return replace(
             self.node(), inventory_json=json.dumps(asdict(inventory)), conditions=(), deployments=0, ready=0,
@@ -278,6 +279,8 @@ class Node:
         )  # fmt: skip
 
     async def doctor(self) -> tuple[Finding, ...]:
+        from agent.hardware.doctor import diagnose  # noqa: PLC0415 - as below
+
         await self.hardware.survey()
         status = self.node()
         return diagnose(self.hardware.inventory(), status.devices, status.conditions)
@@ -293,7 +296,7 @@ class Node:
     async def plan(self, spec: dict[str, Any], hardware: dict[str, Any] | None = None) -> Planned:
         """A dry run: everything that happens before a launch, except that nothing is changed."""
         parsed = self._changes.admit(spec)
-        machine = None if hardware is None else simulated.parse(hardware)
+        machine = None if hardware is None else _described(hardware)
         try:
             plan = await self._preparation.plan(parsed, 0, lambda: self._held(parsed.name), machine)
         except PreparationError as error:
@@ -315,6 +318,13 @@ class Node:
 
     async def start(self, deployment: str, *, etag: str, request_id: str) -> DeploymentStatus:
         return await self._changes.start(deployment, etag=etag, request_id=request_id)
+
+
+def _described(hardware: dict[str, Any]) -> Simulated:
+    """Raises `InvalidArgument`."""
+    from agent.hardware.simulated import parse  # noqa: PLC0415 - seldom asked for, and 10 ms of every start
+
+    return parse(hardware)
 
 
 def _dig(data: Any, path: str) -> Any:

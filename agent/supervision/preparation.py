@@ -10,14 +10,13 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from agent.artifacts import sources
 from agent.artifacts.base import ArtifactError, SourcePolicy
 from agent.engines import ENGINES
 from agent.engines.base import Located
 from agent.hardware.inventory import Inventory
-from agent.hardware.simulated import Simulated
 from agent.models.profiles import ProfileError, Profiles
 from agent.planning.plan import Plan
 from agent.planning.planner import assumed, plan
@@ -25,6 +24,9 @@ from agent.planning.request import DeviceState, PlanRequest, Refusal
 from agent.settings import NodeConfig
 from agent.spec import DeploymentSpec
 from agent.status import Diagnosis, DiagnosisCode, Progress
+
+if TYPE_CHECKING:
+    from agent.hardware.simulated import Simulated
 
 #: Finding all engines' executables may run each one's `--version` once (10 s each at worst).
 LOCATE_DEADLINE = 60.0
