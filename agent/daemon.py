@@ -43,6 +43,8 @@ log = structlog.get_logger("agentd")
 
 #: Calls in flight get this long (seconds) at a stop; streams are ended at once.
 API_GRACE = 2.0
+#: The status line that systemd shows is this old at most (seconds).
+STATUS_PERIOD = 5.0
 #: The watchdog is fed only while the work loop came around within this many of its periods.
 WATCHDOG_PERIODS = 3
 
@@ -124,7 +126,8 @@ async def _serve(node: Node, stop: asyncio.Event) -> None:
 async def _feed_watchdog(node: Node, upkeep: Upkeep) -> None:
     """Ping systemd from the evidence of work done, never from a bare timer."""
     limit = systemd.watchdog_seconds()
-    period = min(limit / 3 if limit else 30.0, 30.0)
+    # Three times within the limit, and often enough for a status that is worth reading.
+    period = min(limit / 3 if limit else STATUS_PERIOD, STATUS_PERIOD)
     allowed = max(WATCHDOG_PERIODS * node.settings.daemon.sample_seconds, period)
     while True:
         late = clock.now() - upkeep.turned_at

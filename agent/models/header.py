@@ -105,12 +105,28 @@ class Header(gguf.GGUFReader):
             return []
         return [int(value) for value in field.parts[-1].tolist()]
 
+    def real(self, key: str, default: float) -> float:
+        """A number."""
+        field = self.fields.get(key)
+        if field is None or field.types[-1] == gguf.GGUFValueType.STRING:
+            return default
+        values = field.parts[-1].tolist()
+        return float(values[0]) if values else default
+
     def text(self, key: str) -> str:
         """A string; "" when the key is missing."""
         field = self.fields.get(key)
         if field is None or field.types != [gguf.GGUFValueType.STRING]:
             return ""
         return bytes(field.parts[-1]).decode(errors="replace")
+
+    def level(self) -> str:
+        """The file type's name (Q4_K_M); "" when the header does not say, or it is unknown."""
+        try:
+            name = gguf.LlamaFileType(self.number("general.file_type", -1)).name
+        except ValueError:
+            return ""
+        return name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
     def count(self, key: str) -> int:
         """How many elements the array has; 0 when the key is missing."""

@@ -19,9 +19,12 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from agent.models.errors import ProfileError
 from agent.models.parts import parts
 from agent.models.profile import ModelProfile
 from agent.status import Diagnosis, DiagnosisCode
+
+__all__ = ["ProfileError", "Profiles"]
 
 #: Seconds. A header is read in 0.3 s from a warm cache; the rest is for disks that must spin up and network storage.
 DEADLINE = 30.0
@@ -29,6 +32,9 @@ DEADLINE = 30.0
 KILL_DEADLINE = 2.0
 #: Profiles kept, least recently used first out: a node serves a handful of models.
 REMEMBERED = 64
+
+#: Entries of a model's directory.
+MOST_FILES = 10_000
 
 #: Bytes of a GGUF file's fixed part: magic, version, number of tensors, number of keys.
 _START = 24
@@ -38,15 +44,7 @@ Fingerprint = tuple[str, int, int, int]
 
 _ROOT = str(Path(__file__).parent.parent.parent)
 _PROFILE = TypeAdapter(ModelProfile)
-_ERROR = TypeAdapter(dict[Annotated[str, Field(pattern="^(code|message)$")], str])
-
-
-class ProfileError(Exception):
-    """The file cannot be served; `diagnosis` says why."""
-
-    def __init__(self, diagnosis: Diagnosis) -> None:
-        super().__init__(diagnosis.message)
-        self.diagnosis = diagnosis
+_ERROR = TypeAdapter(dict[Annotated[str, Field(pattern="^(code|message|hint)$")], str])
 
 
 class Profiles:
@@ -75,12 +73,31 @@ class Profiles:
 
 
 def _check_all(path: Path) -> tuple[Fingerprint, ...]:
-    """Refuse what is no GGUF file without parsing it, and identify each part's content. Raises `ProfileError`."""
+    """Refuse what is no model without parsing it, and identify each file's content. Raises `ProfileError`."""
+    if os.path.isdir(path):  # noqa: PTH112 - `Path.is_dir` raises where the parent may not be searched
+        return _check_folder(path)
     try:
         files = parts(path)
     except ValueError as error:
         raise _refusal(DiagnosisCode.MODEL_UNSUPPORTED, f"{path}: {error}") from None
     return tuple(_check(file, len(files)) for file in files)
+
+
+def _check_folder(path: Path) -> tuple[Fingerprint, ...]:
+    """A model in Hugging Face's layout: whatever file changes, it is another model."""
+    found = []
+    try:
+        for directory in (path, path / "1_Pooling"):
+            entries = sorted(os.scandir(directory), key=lambda entry: entry.name) if directory.is_dir() else []
+            if len(entries) > MOST_FILES:
+                message = f"{path} has {len(entries)} entries; a model has less than {MOST_FILES}"
+                raise _refusal(DiagnosisCode.MODEL_UNSUPPORTED, message)
+            for entry in entries:
+                status = entry.stat()
+                found.append((entry.path, status.st_size, status.st_mtime_ns, status.st_ino))
+    except OSError as error:
+        raise _unreadable(path, error, 1) from None
+    return tuple(found)
 
 
 def _check(path: Path, of_parts: int) -> Fingerprint:
@@ -92,8 +109,7 @@ def _check(path: Path, of_parts: int) -> Fingerprint:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
-            raise _refusal(DiagnosisCode.MODEL_MISSING, f"{path} is {kind}, not a model file")
+            raise _refusal(DiagnosisCode.MODEL_MISSING, f"{path} is a pipe, socket or device, not a model file")
         _check_start(path, os.read(descriptor, _START))
     except OSError as error:
         raise _unreadable(path, error, of_parts) from None
@@ -107,7 +123,9 @@ def _check_start(path: Path, head: bytes) -> None:
         raise _refusal(DiagnosisCode.MODEL_CORRUPT, f"{path} is empty", "fetch the model again")
     if head[:4] != b"GGUF":
         message = f"{path} is not a GGUF file: it begins with {head[:4]!r}"
-        raise _refusal(DiagnosisCode.MODEL_CORRUPT, message, "this agent serves GGUF files; fetch or convert the model")
+        raise _refusal(
+            DiagnosisCode.MODEL_CORRUPT, message, "name a GGUF file, or the directory of a model with config.json"
+        )
     if len(head) < _START:
         raise _refusal(
             DiagnosisCode.MODEL_CORRUPT, f"{path} is truncated inside of its header", "fetch the model again"
@@ -139,7 +157,7 @@ async def _inspect(path: Path) -> ModelProfile:
         pass
     try:
         error = _ERROR.validate_json(output)
-        raise _refusal(DiagnosisCode(error["code"]), error["message"])
+        raise _refusal(DiagnosisCode(error["code"]), error["message"], error.get("hint", ""))
     except (ValidationError, KeyError, ValueError):
         # Killed by its own limits (CPU seconds, address space), or by the kernel.
         message = f"the header of {path} cannot be read: the parser gave up on it"

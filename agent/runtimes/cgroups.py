@@ -87,13 +87,16 @@ class Cgroups:
         locations: dict[str, Location] = {}
         problems = dict.fromkeys(CONTROLLERS, "the kernel offers no such cgroup controller")
         second = None
-        if (unified := mounts.get("")) is not None and (len(mounts) == 1 or _offers(unified)):
+        if (unified := mounts.get("")) is not None and (len(mounts) == 1 or _offered(unified.point)):
             try:
                 second = Location(2, _place_v2(unified, name))
                 enabled = _enable(second.parent)
                 locations |= {controller: second for controller in CONTROLLERS if controller in enabled}
+                inside = second.parent.parent
+                reason = f"no writable cgroup (cannot be enabled in {inside}: does it hold processes?)"
+                problems |= dict.fromkeys(_offered(inside), reason)
             except (_Unusable, OSError) as error:
-                problems |= dict.fromkeys(_words(unified.point / "cgroup.controllers"), f"no writable cgroup ({error})")
+                problems |= dict.fromkeys(_offered(unified.point), f"no writable cgroup ({error})")
         for controller in CONTROLLERS:
             if (mount := mounts.get(controller)) is not None:
                 try:
@@ -269,9 +272,9 @@ def _locate(own: str, root: str, point: str) -> Path:
     return directory if directory.is_dir() else Path(point)
 
 
-def _offers(unified: Mount) -> bool:
-    """Whether a v2 hierarchy beside v1 ones has any controller for us, so that groups in it are worth their cost."""
-    return not set(CONTROLLERS).isdisjoint(_words(unified.point / "cgroup.controllers"))
+def _offered(group: Path) -> set[str]:
+    """Our controllers that a v2 group has, and may enable for those in it."""
+    return set(CONTROLLERS).intersection(_words(group / "cgroup.controllers"))
 
 
 def _place_v2(mount: Mount, name: str) -> Path:
@@ -309,7 +312,7 @@ def _delegated(group: Path) -> bool:
 def _enable(parent: Path) -> set[str]:
     """Enable what is available for the groups in `parent`; returns what they really have."""
     for group in (parent.parent, parent):
-        for controller in set(_words(group / "cgroup.controllers")) & set(CONTROLLERS):
+        for controller in _offered(group):
             with contextlib.suppress(OSError):
                 _write(group / "cgroup.subtree_control", f"+{controller}")
     return set(_words(parent / "cgroup.subtree_control"))

@@ -24,8 +24,8 @@ log = structlog.get_logger(__name__)
 PRUNE_PERIOD = 300.0
 #: A fault in taking in what the devices' watcher says is tried again after this long (seconds).
 WATCH_RETRY = 5.0
-#: Disks fill and container engines stop within minutes; asking them costs some milliseconds.
-SURVEY_PERIOD = 60.0
+#: Disks fill slowly, and container engines seldom stop; whoever runs the doctor has them asked anew.
+SURVEY_PERIOD = 300.0
 #: The memory of instances moves slowly, and looking at it costs as much as probing: every third turn is enough.
 USAGE_TURNS = 3
 #: A repeated request is recognised for a day: longer than any client retries.

@@ -154,7 +154,7 @@ def missing(path: Path, _: Path) -> None:
         (empty, DiagnosisCode.MODEL_CORRUPT, "empty"),
         (garbage, DiagnosisCode.MODEL_CORRUPT, "not a GGUF file"),
         (version_99, DiagnosisCode.MODEL_UNSUPPORTED, "version 99"),
-        (directory, DiagnosisCode.MODEL_MISSING, "directory"),
+        (directory, DiagnosisCode.MODEL_MISSING, "has no config.json"),
         (fifo, DiagnosisCode.MODEL_MISSING, "pipe"),
         (unix_socket, DiagnosisCode.MODEL_MISSING, "cannot be opened"),
         (loop, DiagnosisCode.MODEL_MISSING, "loop of symbolic links"),

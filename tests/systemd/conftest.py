@@ -10,19 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.systemd.machine import PREFIX, Docker, Machine, NoEngine, Serving
+from tests.systemd.machine import PREFIX, SECRET, Docker, Machine, NoEngine, Serving
 
 #: Debian 12 has systemd 252, which knows neither DelegateSubgroup= nor RestartSteps=; Debian 13 has 257.
 RELEASES = ("bookworm", "trixie")
 
-#: What the tests deploy: with a secret, and with limits that the kernel may or may not enforce.
-SECRET = "not-for-the-journal-4711"
-SPEC = """
-name: m
-model: file:{model}
-limits: {{max_num_seqs: 1, max_model_len: 256, threads: 1, memory_bytes: 1GiB, pids: 100}}
-secrets: {{ENGINE_TOKEN: {{file: /etc/llm-node-agent/token}}}}
-"""
 #: Who is in `operators` may use the control socket.
 CONFIG = """
 api: {control: {group: operators, mode: "0660"}}
@@ -51,7 +43,7 @@ def docker() -> Iterator[Docker]:
 
 @pytest.fixture(scope="module", params=RELEASES)
 def machine(request: pytest.FixtureRequest, docker: Docker, tiny_model: Path) -> Iterator[Machine]:
-    """A machine with agentd installed as an administrator would, and started."""
+    """A machine with agentd installed as an administrator would, and a deployment on it."""
     release = request.param
     if Path("/usr") == PREFIX and platform.freedesktop_os_release().get("VERSION_CODENAME") != release:
         pytest.skip(f"{release} has another Python than this virtual environment, which is the distribution's")
@@ -61,9 +53,9 @@ def machine(request: pytest.FixtureRequest, docker: Docker, tiny_model: Path) ->
         node.run("systemd-sysusers", "--inline", *USERS)
         node.write("/etc/llm-node-agent/agentd.yaml", CONFIG)
         node.write("/etc/llm-node-agent/token", SECRET)
-        node.write("/root/m.yaml", SPEC.format(model=tiny_model))
         node.install()
         node.systemctl("start", "agentd")
+        node.apply("m", tiny_model)
         yield node
     finally:
         node.remove()
@@ -71,7 +63,6 @@ def machine(request: pytest.FixtureRequest, docker: Docker, tiny_model: Path) ->
 
 @pytest.fixture
 def serving(machine: Machine) -> Serving:
-    """The deployment, ready, on a running agent: whatever the test before it left."""
+    """That deployment, ready, on a running agent: whatever the test before left."""
     machine.systemctl("start", "agentd")
-    machine.run("/opt/llm-node-agent/bin/agentctl", "apply", "-f", "/root/m.yaml")
-    return machine.serving()
+    return machine.serving("m")

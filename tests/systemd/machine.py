@@ -32,6 +32,15 @@ TOOLS = ("docker", "dockerd", "mmdebstrap", "setpriv")
 #: What the interpreter, gRPC and the engine need beside systemd. An interpreter of the distribution comes along itself.
 PACKAGES = ("systemd-sysv", "dbus", "libpython3-stdlib", "libexpat1", "libstdc++6", "libgomp1")
 
+#: What the tests deploy: with a secret, and with limits that the kernel may or may not enforce.
+SECRET = "not-for-the-journal-4711"
+SPEC = """
+name: {name}
+model: file:{model}
+limits: {{max_num_seqs: 1, max_model_len: 256, threads: 1, memory_bytes: 1GiB, pids: 100}}
+secrets: {{ENGINE_TOKEN: {{file: /etc/llm-node-agent/token}}}}
+"""
+
 #: Asks until its stdin ends, then tells how that went.
 TRAFFIC = """
 import json, sys
@@ -69,7 +78,7 @@ class Docker:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.group = f"/agentd-test-{os.getpid()}"
+        self.group = f"agentd-test-{os.getpid()}"
         self._socket = f"unix://{root}/docker.sock"
         self._log = root / "dockerd.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,7 +95,7 @@ class Docker:
                 ["setpriv", "--pdeathsig", "TERM", "dockerd", "--host", self._socket,
                  "--data-root", self.root / "data", "--exec-root", self.root / "exec", "--pidfile", self.root / "pid",
                  "--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false",
-                 "--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", self.group],
+                 "--exec-opt", "native.cgroupdriver=cgroupfs", "--cgroup-parent", f"/{self.group}"],
                 stdout=log, stderr=log,
             )  # fmt: skip
         deadline = time.monotonic() + 30
@@ -108,9 +117,9 @@ class Docker:
 
     def groups(self) -> list[Path]:
         """The cgroups of this engine and all below them, innermost first."""
-        tops = Path("/sys/fs/cgroup").glob(f"*{self.group}"), Path("/sys/fs/cgroup").glob(self.group.lstrip("/"))
-        found = [path for some in tops for top in some for path in (top, *top.rglob("*/")) if path.is_dir()]
-        return sorted(found, reverse=True)
+        tree = Path("/sys/fs/cgroup")  # of v2, or with one hierarchy of v1 in each folder
+        tops = [*tree.glob(self.group), *tree.glob(f"*/{self.group}")]
+        return sorted((path for top in tops for path in (top, *top.rglob("*/"))), reverse=True)
 
     def mounts(self) -> list[str]:
         return [line for line in Path("/proc/mounts").read_text().splitlines() if f"{self.root}/" in line]
@@ -173,7 +182,7 @@ class Machine:
         return self.run(f"{INSTALLED}/bin/python", "-c", code, *arguments)
 
     def write(self, path: str, text: str) -> None:
-        self.run("sh", "-c", 'mkdir -p "$(dirname "$0")" && cat >"$0"', path, input=text)
+        self.run("sh", "-c", 'mkdir -p "$(dirname "$0")" && cat >"$0"', path, stdin=text)
 
     def kill(self, sig: str, pid: int) -> None:
         self.run("sh", "-c", f"kill -{sig} {pid}")
@@ -237,6 +246,9 @@ class Machine:
     def ctl(self, *arguments: str, **more: Any) -> dict[str, Any]:
         return dict(json.loads(self.run(AGENTCTL, *arguments, "--output", "json", **more)))
 
+    def apply(self, name: str, model: Path) -> None:
+        self.run(AGENTCTL, "apply", "-f", "-", stdin=SPEC.format(name=name, model=model))
+
     def serving(self, name: str = "m") -> Serving:
         """What serves now; waits until it is ready."""
         got = self.ctl("wait", "--for", "ready", "--timeout", "60s", name)["deployment"]
@@ -262,8 +274,8 @@ class Machine:
         assert told["answers"] > 0
 
 
-def _run(*command: str | Path, timeout: float = 60.0, check: bool = True, input: str | None = None) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, input=input)
+def _run(*command: str | Path, timeout: float = 60.0, check: bool = True, stdin: str | None = None) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, input=stdin)
     if check and done.returncode != 0:
         error = subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
         error.add_note(done.stderr)

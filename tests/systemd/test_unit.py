@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from tests.systemd.conftest import CONFIG, SECRET
-from tests.systemd.machine import AGENTCTL, Machine, Serving
+from tests.systemd.conftest import CONFIG
+from tests.systemd.machine import AGENTCTL, SECRET, Machine, Serving
 
 pytestmark = [pytest.mark.systemd, pytest.mark.slow, pytest.mark.timeout(300)]  # the first one may make a rootfs
 
@@ -232,9 +232,14 @@ def test_the_journal_has_the_agents_structured_log_and_no_secret(machine: Machin
     assert machine.run("grep", "--recursive", "--files-with-matches", SECRET, "/var", "/run", check=False) == ""
 
 
-def test_nothing_is_left_of_a_deployment_that_was_deleted(machine: Machine, serving: Serving):
-    machine.run(AGENTCTL, "delete", "m", "--wait")
+def test_nothing_is_left_in_the_unit_of_a_deployment_that_was_deleted(machine: Machine, serving: Serving, tiny_model):
+    machine.apply("brief", tiny_model)
+    brief = machine.serving("brief")
+
+    machine.run(AGENTCTL, "delete", "brief", "--wait")
 
     groups = machine.run("find", f"/sys/fs/cgroup{GROUP}", "-name", "cgroup.procs").splitlines()
-    assert machine.run("cat", *groups).split() == [str(machine.main_pid)]
-    assert [group for group in groups if serving.instance in group] == []
+    assert [group for group in groups if brief.instance in group] == []
+    members = machine.run("cat", *groups).split()
+    assert str(brief.pid) not in members
+    assert str(serving.pid) in members
