@@ -189,6 +189,17 @@ class Client:
         pages = self._pages("ArtifactService/ListArtifacts", pb.ListArtifactsRequest(), pb.ListArtifactsResponse)
         return [artifact for page in pages for artifact in page.artifacts]
 
+    def list_measurements(self) -> list[pb.Measurement]:
+        """The whole ledger, oldest first."""
+        request = pb.ListMeasurementsRequest(page_size=MAX_PAGE_SIZE)
+        pages = self._pages("LedgerService/ListMeasurements", request, pb.ListMeasurementsResponse)
+        return [measurement for page in pages for measurement in page.measurements]
+
+    def import_measurements(self, ledger: dict[str, Any]) -> pb.ImportMeasurementsResponse:
+        """`ledger`: `{"measurements": [...]}`, as another node's were exported."""
+        request = pb.ImportMeasurementsRequest(ledger=struct_from_dict(ledger))
+        return self._call("LedgerService/ImportMeasurements", request, pb.ImportMeasurementsResponse)
+
     def check_health(self) -> None:
         """Return if the agent serves. Raises Unavailable if it does not."""
         path, request = "/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest()

@@ -8,9 +8,18 @@ from typing import Final
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from agent import status
-from agent.api.names import NODE, artifact_name, deployment_name, device_name, event_name, instance_name
+from agent.api.names import (
+    NODE,
+    artifact_name,
+    deployment_name,
+    device_name,
+    event_name,
+    instance_name,
+    measurement_name,
+)
 from agent.api.structs import struct_from_dict, struct_from_json
-from agent.supervision.service import Applied, ArtifactStatus, Change, ConfigInForce, LogChunk, Planned
+from agent.planning.ledger import MeasuredTerm, Measurement
+from agent.supervision.service import Applied, ArtifactStatus, Change, ConfigInForce, Imported, LogChunk, Planned
 from agent.v1 import agent_pb2 as pb
 
 # Built from the names at import, so that a value that the proto lacks is found at once.
@@ -178,6 +187,38 @@ def artifact(value: ArtifactStatus) -> pb.Artifact:
     )
 
 
+def measurement(value: Measurement) -> pb.Measurement:
+    key = value.key
+    return pb.Measurement(
+        name=measurement_name(value.id),
+        node=value.node,
+        host=value.host,
+        imported=value.imported,
+        measure_time=timestamp(value.at),
+        model=value.model,
+        digest=key.digest,
+        file_bytes=key.file_bytes,
+        architecture=key.architecture,
+        quantization=key.quantization,
+        engine=key.engine,
+        engine_version=key.engine_version,
+        task=key.task,
+        accelerator=key.accelerator,
+        device_models=key.device_models,
+        layers=key.layers,
+        kv_cache_dtype=key.kv_cache_dtype,
+        max_num_seqs=key.max_num_seqs,
+        max_model_len=key.max_model_len,
+        max_num_batched_tokens=key.max_num_batched_tokens,
+        extra_args=key.extra_args,
+        terms=[_measured_term(item) for item in value.terms],
+    )
+
+
+def imported(value: Imported) -> pb.ImportMeasurementsResponse:
+    return pb.ImportMeasurementsResponse(added_count=value.added, known_count=value.known, dropped_count=value.dropped)
+
+
 def applied(value: Applied) -> pb.ApplyDeploymentResponse:
     return pb.ApplyDeploymentResponse(outcome=OUTCOMES[value.outcome], deployment=deployment(value.deployment))
 
@@ -225,6 +266,16 @@ def _condition(value: status.Condition) -> pb.Condition:
         reason=value.reason,
         message=value.message,
         since=timestamp(value.since),
+    )
+
+
+def _measured_term(value: MeasuredTerm) -> pb.MeasuredTerm:
+    return pb.MeasuredTerm(
+        pool=value.pool,
+        term=value.name,
+        measured_bytes=value.bytes,
+        formula_bytes=value.formula,
+        source=value.source,
     )
 
 

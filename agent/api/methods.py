@@ -44,5 +44,7 @@ METHODS: Final[Mapping[str, MethodClass]] = MappingProxyType(
         "agent.v1.InstanceService.StreamLogs": MethodClass.READ,
         "agent.v1.EventService.ListEvents": MethodClass.READ,
         "agent.v1.ArtifactService.ListArtifacts": MethodClass.READ,
+        "agent.v1.LedgerService.ListMeasurements": MethodClass.READ,
+        "agent.v1.LedgerService.ImportMeasurements": MethodClass.CHANGE,
     }
 )

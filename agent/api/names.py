@@ -35,6 +35,10 @@ def event_name(seq: int) -> str:
     return f"events/{seq}"
 
 
+def measurement_name(measurement: str) -> str:
+    return f"measurements/{measurement}"
+
+
 def artifact_name(variant: Variant) -> str:
     """By digest where one is known, else by a hash of the path: stable as long as the file stays where it is."""
     return "artifacts/" + (variant.digest.replace(":", "-") or hashlib.sha256(variant.path.encode()).hexdigest()[:16])

@@ -111,6 +111,13 @@ def hardware(value: Struct) -> dict[str, Any]:
     return struct_to_dict(value)
 
 
+def ledger(value: Struct) -> dict[str, Any]:
+    """An exported ledger as plain data; what it must say is the node's to check."""
+    if not value.fields:
+        raise invalid("ledger", "must be given: {measurements: [...]}, as `agentctl ledger export` writes it")
+    return struct_to_dict(value)
+
+
 def reason(value: str) -> str:
     """Why a person does something, for those who find it done."""
     text = value.strip()

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from agent.api import mapping, names, requests
 from agent.errors import NotFound
+from agent.planning.ledger import Measurement
 from agent.status import DeploymentStatus, DeviceStatus, InstanceStatus
 from agent.supervision.service import ArtifactStatus, NodeApi
 from agent.v1 import agent_pb2 as pb
@@ -34,6 +35,9 @@ _DEVICES: requests.Listing[DeviceStatus] = requests.Listing(
 )
 _ARTIFACTS: requests.Listing[ArtifactStatus] = requests.Listing(
     "artifacts", lambda item: (names.artifact_name(item.variant),), (str,)
+)
+_MEASUREMENTS: requests.Listing[Measurement] = requests.Listing(
+    "measurements", lambda item: (float(item.at), item.id), (float, str)
 )
 
 
@@ -66,6 +70,8 @@ class Servicers:
             "agent.v1.InstanceService.GetInstance": self.get_instance,
             "agent.v1.EventService.ListEvents": self.list_events,
             "agent.v1.ArtifactService.ListArtifacts": self.list_artifacts,
+            "agent.v1.LedgerService.ListMeasurements": self.list_measurements,
+            "agent.v1.LedgerService.ImportMeasurements": self.import_measurements,
         }
         self.streams: Mapping[str, StreamHandler] = {
             "agent.v1.DeploymentService.Watch": self.watch,
@@ -197,6 +203,15 @@ class Servicers:
     def list_artifacts(self, request: pb.ListArtifactsRequest) -> pb.ListArtifactsResponse:
         page, token = _ARTIFACTS.page(self._node.artifacts(), request.page_size, request.page_token)
         return pb.ListArtifactsResponse(artifacts=[mapping.artifact(item) for item in page], next_page_token=token)
+
+    def list_measurements(self, request: pb.ListMeasurementsRequest) -> pb.ListMeasurementsResponse:
+        page, token = _MEASUREMENTS.page(self._node.measurements(), request.page_size, request.page_token)
+        return pb.ListMeasurementsResponse(
+            measurements=[mapping.measurement(item) for item in page], next_page_token=token
+        )
+
+    async def import_measurements(self, request: pb.ImportMeasurementsRequest) -> pb.ImportMeasurementsResponse:
+        return mapping.imported(await self._node.import_measurements(requests.ledger(request.ledger)))
 
 
 def _target(

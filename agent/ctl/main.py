@@ -29,6 +29,7 @@ COMMANDS: Final[dict[str, str]] = {
     "node": "node",
     "devices": "devices",
     "doctor": "doctor",
+    "ledger": "ledger",
     "get": "get",
     "describe": "describe",
     "delete": "lifecycle",

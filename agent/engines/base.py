@@ -12,6 +12,7 @@ from typing import Protocol
 
 from agent.errors import FieldViolation
 from agent.models.profile import ModelProfile
+from agent.planning.ledger import MeasuredTerm
 from agent.planning.plan import Limits, MemoryTerm, Placement, Plan
 from agent.status import Diagnosis, ExitStatus, Granted
 
@@ -155,6 +156,11 @@ class Engine(Protocol):
         """What to ask, once ready, to learn the limits that were really granted."""
 
     def parse_granted(self, replies: Sequence[HttpReply]) -> Granted: ...
+
+    def parse_memory(self, log: str, plan: Plan) -> tuple[MeasuredTerm, ...]:
+        """What the engine itself reports of its memory in the log of a start that became ready: of the host and of
+        each device, by the names of `memory_terms`. () where it says too little, or did not do what `plan` says. Pure.
+        """
 
     def diagnose(self, exit: ExitStatus, log_tail: str) -> Diagnosis:
         """Map an unexpected end to the taxonomy by exit status and the last 64 KiB of log. Never raises. Pure."""

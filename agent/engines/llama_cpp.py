@@ -31,12 +31,14 @@ from agent.engines.base import (
     Located,
 )
 from agent.engines.executables import configured_or_on_path, devices, version
-from agent.engines.llama_cpp_devices import LIST_DEVICES, PREFIXES, flags, listed
+from agent.engines.llama_cpp_devices import LIST_DEVICES, PREFIXES, flags, listed, names_of
 from agent.engines.llama_cpp_failures import diagnose
 from agent.engines.llama_cpp_memory import CACHE_BYTES, memory_terms, physical_batch
 from agent.engines.llama_cpp_refusals import REFUSED_FLAGS
+from agent.engines.llama_cpp_report import parse
 from agent.errors import FieldViolation
 from agent.models.profile import ModelProfile
+from agent.planning.ledger import MeasuredTerm
 from agent.planning.plan import Limits, MemoryTerm, Placement, Plan
 from agent.status import Diagnosis, ExitStatus, Granted
 
@@ -133,6 +135,7 @@ class LlamaCpp:
             *("--fit", "off"),  # it would shrink the context behind the plan's back
             *("--cache-ram", "0"),  # 8 GiB by default, outside the budget
             *("--ctx-checkpoints", "0"),  # 32 copies of a slot's state for some models, outside the budget
+            *("--log-verbosity", "4"),  # tells the sizes of its buffers at the start; 5 is for debugging
             "--metrics",
             "--slots",
             "--no-ui",
@@ -191,6 +194,9 @@ class LlamaCpp:
             max_num_seqs=len(contexts) or None,
             model=served[0]["id"] if served else "",
         )
+
+    def parse_memory(self, log: str, plan: Plan) -> tuple[MeasuredTerm, ...]:
+        return parse(log, names_of(plan))
 
     def diagnose(self, exit: ExitStatus, log_tail: str) -> Diagnosis:
         return diagnose(exit, log_tail)

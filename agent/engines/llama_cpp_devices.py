@@ -27,12 +27,17 @@ def listed(text: str) -> tuple[EngineDevice, ...]:
     )
 
 
+def names_of(plan: Plan) -> tuple[str, ...]:
+    """The engine's own names of the plan's devices, in their order."""
+    prefix = PREFIXES[plan.placement.accelerator] if plan.devices else ""
+    return plan.placement.names or tuple(f"{prefix}{index}" for index in range(len(plan.devices)))
+
+
 def flags(plan: Plan) -> tuple[str, ...]:
     """Which devices, how many layers on them, and how many on each."""
     placement = plan.placement
     if not plan.devices:
         return ("--device", "none")
-    prefix = PREFIXES[placement.accelerator]
-    names = placement.names or tuple(f"{prefix}{index}" for index in range(len(plan.devices)))
+    names = names_of(plan)
     split = ("--split-mode", "layer", "--tensor-split", ",".join(map(str, placement.layers))) if len(names) > 1 else ()
     return ("--device", ",".join(names), "--n-gpu-layers", str(sum(placement.layers)), *split)

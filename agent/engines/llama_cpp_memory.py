@@ -86,7 +86,7 @@ def _host(
     return (
         weights,
         _kv_cache(profile, limits, range(layers)),
-        _compute(profile, limits, task) if layers else _inputs(profile, limits, task, placement),
+        *(_compute(profile, limits, task) if layers else (_inputs(profile, limits, task, placement),)),
         # Tokens, merges and their hash maps, sampler candidates: 0.4 to 0.95 KiB a token were measured.
         MemoryTerm("vocabulary", profile.vocabulary * 1024, "1 KiB a token, measured"),
         # Code and libraries 24 MiB, heap and HTTP threads 18 MiB, measured; the rest is for requests in flight.
@@ -138,8 +138,8 @@ def _kv_cache(profile: ModelProfile, limits: Limits, layers: range) -> MemoryTer
     )
 
 
-def _compute(profile: ModelProfile, limits: Limits, task: str) -> MemoryTerm:
-    """The graph's scratch buffer, the output buffer and the threads' work buffer.
+def _compute(profile: ModelProfile, limits: Limits, task: str) -> tuple[MemoryTerm, ...]:
+    """The graph's scratch buffer with the output buffer; and the threads' work buffer, which no log line tells of.
 
     Per token of the physical batch, in 4-byte floats: five vectors of the embedding's width live at the widest point
     of a layer, with three of the feed-forward's width; at the graph's end the feed-forward ones are gone and each
@@ -150,7 +150,10 @@ def _compute(profile: ModelProfile, limits: Limits, task: str) -> MemoryTerm:
     graph = 4 * (5 * profile.embedding_length * batch + widest) + 2 * _slot_cells(limits) * batch
     output = 4 * profile.vocabulary * limits.max_num_seqs
     work = 2 * max(profile.feed_forward_length, profile.embedding_length) * batch
-    return _with_margin(profile, graph + output + work, f"graph for {batch} tokens, {outputs} outputs")
+    return (
+        _with_margin(profile, graph + output, f"graph for {batch} tokens, {outputs} outputs"),
+        _with_margin(profile, work, "2 bytes x the widest row x the batch, at most", name="threads"),
+    )
 
 
 def _device_compute(
@@ -190,6 +193,6 @@ def _copies(profile: ModelProfile, placement: Placement) -> int:
     return PIPELINE_DEPTH if whole and len(placement.layers) > 1 else 1
 
 
-def _with_margin(profile: ModelProfile, total: int, source: str) -> MemoryTerm:
+def _with_margin(profile: ModelProfile, total: int, source: str, name: str = "compute") -> MemoryTerm:
     margin = 0 if profile.architecture in _MEASURED else total // 2
-    return MemoryTerm("compute", total, source, uncertainty=margin)
+    return MemoryTerm(name, total, source, uncertainty=margin)

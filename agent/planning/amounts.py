@@ -48,6 +48,10 @@ def gib(size: int) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
+def mib(size: int) -> str:
+    return f"{size / 1024**2:.1f}"
+
+
 def need(budget: MemoryBudget) -> str:
     terms = ", ".join(f"{term.name} {gib(term.bytes + term.uncertainty)}" for term in budget.terms)
     return f"{gib(budget.bytes)} GiB ({terms})"

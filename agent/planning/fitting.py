@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from agent.engines.base import Engine, Located
-from agent.planning.amounts import Free, free_memory, need
+from agent.planning.amounts import Free, free_memory, mib, need
 from agent.planning.devices import Offer, Offers, label, largest_sets, offers, sets
 from agent.planning.layout import Designer, Layout, largest
+from agent.planning.ledger import Experience, Fixed
 from agent.planning.limits import STEP, Choice, with_length
 from agent.planning.plan import Limits, Reason, Rejected
 from agent.planning.refusing import lines, too_big
@@ -51,7 +52,7 @@ def fit(request: PlanRequest, engine: Engine, located: Located, choice: Choice) 
     """Where it runs, with limits that fit. Raises `RefusedError` with the numbers."""
     free = free_memory(request)
     found = offers(request, request.spec.devices, located, choice.utilization)
-    designer = Designer(request, engine, free.bytes)
+    designer = Designer(request, engine, free.bytes, _experience(request, engine, located))
     layout, limits = _first(_targets(request, designer, found), choice, request.spec.task)
     if layout is None or limits is None:
         others = offers(request, "auto", located, choice.utilization)
@@ -62,9 +63,18 @@ def fit(request: PlanRequest, engine: Engine, located: Located, choice: Choice) 
         choice=_explain(choice, limits, layout, free),
         layout=layout,
         devices=_devices_reason(request, designer, found, layout),
-        reasons=(*_layers_reason(designer, layout), *_budget_reasons(layout, free)),
+        reasons=(*_layers_reason(designer, layout), *_budget_reasons(layout, free), *_measured_reasons(layout)),
         rejected=(*found.rejected, *_passed_over(request, designer, found, layout, choice, free)),
     )
+
+
+def _experience(request: PlanRequest, engine: Engine, located: Located) -> Experience:
+    profile, spec = request.profile, request.spec
+    fixed = Fixed(
+        request.digest, profile.file_bytes, profile.architecture, profile.quantization, engine.name, located.version,
+        spec.task.value, spec.extra_args, request.inventory.cpu_model,
+    )  # fmt: skip
+    return Experience(request.measurements, fixed)
 
 
 def _targets(request: PlanRequest, designer: Designer, found: Offers) -> Iterable[tuple[_Make, _Reduce]]:
@@ -192,6 +202,22 @@ def _budget_reasons(layout: Layout, free: Free) -> Iterable[Reason]:
     for budget, available in zip(layout.budgets, (free, *layout.offers), strict=True):
         sentence = f"needs {need(budget)}; {available}"
         yield Reason(f"budgets.{budget.pool}", str(budget.bytes), "computed", sentence)
+
+
+def _measured_reasons(layout: Layout) -> Iterable[Reason]:
+    """Which terms are measured, by whom, and how far the formulas were off."""
+    for budget in layout.budgets:
+        measured = [term for term in budget.terms if term.formula is not None]
+        if not measured:
+            continue
+        by_source: dict[str, list[str]] = {}
+        for term in measured:
+            by_source.setdefault(term.source, []).append(
+                f"{term.name} {mib(term.bytes)} MiB (the formula: {mib(term.formula or 0)})"
+            )
+        sentence = "; ".join(f"{source}: {', '.join(terms)}" for source, terms in by_source.items())
+        names = ", ".join(term.name for term in measured)
+        yield Reason(f"budgets.{budget.pool}.terms", names, "measured", sentence)
 
 
 def _passed_over(

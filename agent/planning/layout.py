@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from agent.engines.base import Engine
 from agent.planning.devices import Offer, environment
+from agent.planning.ledger import Experience
 from agent.planning.plan import Limits, MemoryBudget, Placement
 from agent.planning.request import PlanRequest
 
@@ -35,6 +36,7 @@ class Designer:
     request: PlanRequest
     engine: Engine
     free: int
+    experience: Experience
 
     @property
     def layers(self) -> int:
@@ -110,7 +112,10 @@ class Designer:
             names=names if all(names) else (),
             environment=environment([offer.device for offer in group]),
         )
-        host, *each = self.engine.memory_terms(self.request.profile, limits, self.request.spec.task, placement)
+        pools = self.engine.memory_terms(self.request.profile, limits, self.request.spec.task, placement)
+        if self.experience:
+            pools = self.experience.applied(pools, limits, placement, [offer.device.name for offer in group])
+        host, *each = pools
         budgets = (
             MemoryBudget("host", host),
             *(

@@ -23,7 +23,7 @@ class Reason:
 
     field: str
     value: str
-    code: str  # from-spec | from-policy | engine-default | model | computed | assumed
+    code: str  # from-spec | from-policy | engine-default | model | computed | measured | assumed
     sentence: str
 
 
@@ -35,6 +35,7 @@ class MemoryTerm:
     bytes: int
     source: str
     uncertainty: int = 0
+    formula: int | None = None  # what the formula says, where a measurement stands in its place
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from agent.engines.base import Engine, Located
 from agent.hardware.inventory import Inventory
 from agent.models.profile import ModelProfile
+from agent.planning.ledger import Measurement
 from agent.planning.plan import Rejected
 from agent.settings import Policy
 from agent.spec import DeploymentSpec
@@ -41,6 +42,7 @@ class PlanRequest:
     resident_bytes: int = 0  # how much of those is in use already, so that `available` lacks it
     devices: Mapping[str, DeviceState] = field(default_factory=dict)  # by id; one that is missing is idle
     released_bytes: int = 0  # what this deployment's running instance gives back before the new one starts
+    measurements: tuple[Measurement, ...] = ()  # of engines that ran before, here or elsewhere
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,6 +111,10 @@ class Runtime(Protocol):
     async def usage(self, handle: Handle) -> Usage | None:
         """Sample it; None when it is gone."""
 
+    async def footprint(self, handle: Handle) -> Mapping[str, tuple[int, int]]:
+        """Bytes mapped and bytes resident of each file that its processes map, "" for all other memory; {} where that
+        cannot be seen. Raises `TimeoutError`."""
+
     def owns(self, handle: Handle, pid: int) -> bool:
         """Whether a process belongs to the instance, as far as that is seen without anything that could block."""
 

@@ -97,6 +97,17 @@ def tail_text(path: Path, max_bytes: int = 64 * 1024) -> str:
     return data.decode(errors="replace")
 
 
+def head_text(path: Path, max_bytes: int) -> str:
+    """The beginning of what is kept of the log, rotated parts included; "" when there is none."""
+    data = b""
+    for part in (*reversed(list(_rotated(path))), path):
+        with contextlib.suppress(OSError), part.open("rb") as file:
+            data += file.read(max_bytes - len(data))
+        if len(data) >= max_bytes:
+            break
+    return data.decode(errors="replace")
+
+
 async def follow(path: Path, *, tail_lines: int, follow: bool, ended: Ended) -> AsyncIterator[bytes]:
     """The log in chunks of at most 64 KiB: its last `tail_lines` lines (0: all, rotated parts too; -1: none), then,
     with `follow`, what is written until `ended()`. Nothing is lost or doubled by rotations in between.

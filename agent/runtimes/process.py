@@ -18,7 +18,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -92,13 +92,13 @@ class ProcessRuntime:
                 enforcement=group.enforcement,
                 boot=procfs.boot_id(),
             )
-            prepared.prepare()
             pid, gate = _spawn(request, argv, group.entrances)
         except (OSError, ValueError) as error:
             await asyncio.to_thread(cgroups.remove, group.paths)
             raise LaunchError(f"cannot start {argv[0]}: {_sentence(error)}") from error
         this = replace(prepared, pid=pid, start=stat.start if (stat := procfs.stat(pid)) is not None else 0)
         try:
+            prepared.prepare()
             await _identified(this)
             if recorded is not None:
                 await recorded
@@ -179,6 +179,16 @@ class ProcessRuntime:
             cpu_seconds=sum(sample.cpu_seconds for sample in samples.values()),
             pids=tuple(samples),
         )
+
+    async def footprint(self, handle: Handle) -> Mapping[str, tuple[int, int]]:
+        """See `Runtime.footprint`."""
+        pids = self._sampled(Instance.from_data(handle.data))
+        found: dict[str, tuple[int, int]] = {}
+        for mapped in await in_thread(lambda: list(map(procfs.mapped, pids)), deadline=SCAN_DEADLINE_SECONDS):
+            for file, (size, resident) in (mapped or {}).items():
+                sizes = found.get(file, (0, 0))
+                found[file] = (sizes[0] + size, sizes[1] + resident)
+        return found
 
     def _sampled(self, this: Instance) -> tuple[int, ...]:
         if (tracked := this.tracked()) is not None:

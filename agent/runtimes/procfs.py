@@ -2,7 +2,7 @@
 
 Processes vanish at any moment, so every function answers "not there" (None, or leaves it out) instead of
 raising. `environment` takes the process's memory lock, which a process that hangs in a driver may hold for ever:
-call it, and what uses it, in a thread with a deadline. Nothing else in here can block.
+call it, and what uses it, in a thread with a deadline; so does `mapped`. Nothing else in here can block.
 """
 
 from __future__ import annotations
@@ -102,6 +102,27 @@ def session_members(session: int) -> tuple[int, ...]:
 def environment(pid: int) -> bytes:
     """The environment as it was at exec, NUL-separated; empty when unreadable (gone, a zombie, of another user)."""
     return read(f"/proc/{pid}/environ") or b""
+
+
+def mapped(pid: int) -> dict[str, tuple[int, int]] | None:
+    """Bytes mapped and bytes resident of each file that a process maps, "" for all other memory; None when it is gone
+    or not ours to see. Takes the process's memory lock, as `environment` does, and milliseconds for a large process."""
+    found: dict[str, tuple[int, int]] = {}
+    file = ""
+    try:
+        with open(f"/proc/{pid}/smaps", "rb") as lines:  # noqa: PTH123 - as in `read`
+            for line in lines:
+                words = line.split(maxsplit=5)
+                if words[0] in (b"Size:", b"Rss:"):
+                    size, resident = found.get(file, (0, 0))
+                    kib = int(words[1]) * 1024
+                    found[file] = (size + kib, resident) if words[0] == b"Size:" else (size, resident + kib)
+                elif not words[0].endswith(b":"):  # "7f1c...-7f1d... r--p 00000000 08:01 4711 /models/m.gguf"
+                    name = os.fsdecode(words[5].rstrip(b"\n")) if len(words) > 5 else ""
+                    file = name if name.startswith("/") else ""
+    except OSError:
+        return None
+    return found
 
 
 def sample(pid: int) -> Sample | None:

@@ -20,7 +20,18 @@ from typing import Any, TypeVar
 from agent.errors import StoreError
 from agent.store import files, salvage, schema, wal
 from agent.store.records import Loaded, Quarantined
-from agent.store.rows import DEPLOYMENTS, EVENTS, INSTANCES, META, QUARANTINE, REQUESTS, Damaged, Meta, Table
+from agent.store.rows import (
+    DEPLOYMENTS,
+    EVENTS,
+    INSTANCES,
+    MEASUREMENTS,
+    META,
+    QUARANTINE,
+    REQUESTS,
+    Damaged,
+    Meta,
+    Table,
+)
 
 R = TypeVar("R")
 
@@ -30,7 +41,7 @@ REPORTED = 20
 #: Where damaged rows are while the disk takes no writes.
 UNMOVED = "left in place: nothing can be written"
 
-TABLES: tuple[Table[Any], ...] = (META, DEPLOYMENTS, INSTANCES, EVENTS, REQUESTS, QUARANTINE)
+TABLES: tuple[Table[Any], ...] = (META, DEPLOYMENTS, INSTANCES, EVENTS, REQUESTS, QUARANTINE, MEASUREMENTS)
 
 _UID = re.compile(r"[0-9a-f]{32}")
 
@@ -155,6 +166,7 @@ def _load(connection: sqlite3.Connection, directory: Path, *, writable: bool = T
     return Loaded(
         deployments=_rows(connection, DEPLOYMENTS, backup, where, bad),
         instances=_rows(connection, INSTANCES, backup, where, bad),
+        measurements=_rows(connection, MEASUREMENTS, backup, where, bad),
         last_event_seq=_last_seq(connection),
         node_uid=_node_uid(connection, directory, meta.get("node_uid", ""), writable),
         quarantined=tuple(bad),

@@ -65,6 +65,20 @@ class RequestRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasurementRecord:
+    """What one start of an engine was seen to use of memory; agent.planning.ledger says what the columns mean."""
+
+    id: str  # the instance's: unique over nodes
+    node: str  # uid of the node that it was made on
+    host: str
+    imported: int  # 1: made on another node
+    at: float
+    model: str
+    key_json: str
+    terms_json: str
+
+
+@dataclass(frozen=True, slots=True)
 class PutDeployment:
     record: DeploymentRecord
 
@@ -102,7 +116,27 @@ class PutMeta:
     value: str
 
 
-Change = PutDeployment | DropDeployment | PutInstance | DropInstance | PutEvent | PutRequest | PutMeta
+@dataclass(frozen=True, slots=True)
+class PutMeasurement:
+    record: MeasurementRecord
+
+
+@dataclass(frozen=True, slots=True)
+class DropMeasurement:
+    id: str
+
+
+Change = (
+    PutDeployment
+    | DropDeployment
+    | PutInstance
+    | DropInstance
+    | PutEvent
+    | PutRequest
+    | PutMeta
+    | PutMeasurement
+    | DropMeasurement
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,4 +158,5 @@ class Loaded:
     last_event_seq: int
     quarantined: tuple[Quarantined, ...] = ()
     meta: Mapping[str, str] = field(default_factory=dict)  # what `PutMeta` wrote
+    measurements: tuple[MeasurementRecord, ...] = ()
     recreated: bool = False  # the database itself was unreadable, and a new one was begun

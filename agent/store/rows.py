@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 from agent.status import Event
-from agent.store.records import DeploymentRecord, InstanceRecord, RequestRecord
+from agent.store.records import DeploymentRecord, InstanceRecord, MeasurementRecord, RequestRecord
 
 R = TypeVar("R")
 
@@ -160,4 +160,5 @@ INSTANCES = Table(
 )
 EVENTS = Table("event", Event, "seq")
 REQUESTS = Table("request", RequestRecord, "request_id")
+MEASUREMENTS = Table("ledger", MeasurementRecord, "id", objects=("key_json",), documents=("terms_json",))
 QUARANTINE = Table("quarantine", SetAside, "at")

@@ -40,7 +40,14 @@ VERSION_1 = (
         at REAL NOT NULL, PRIMARY KEY (what, key, at)) STRICT""",
 )
 
-MIGRATIONS = (VERSION_1,)
+VERSION_2 = (
+    """CREATE TABLE ledger (
+        sum INTEGER NOT NULL, id TEXT NOT NULL PRIMARY KEY, node TEXT NOT NULL, host TEXT NOT NULL,
+        imported INTEGER NOT NULL, at REAL NOT NULL, model TEXT NOT NULL, key_json TEXT NOT NULL,
+        terms_json TEXT NOT NULL) STRICT""",
+)
+
+MIGRATIONS = (VERSION_1, VERSION_2)
 SCHEMA_VERSION = len(MIGRATIONS)
 
 

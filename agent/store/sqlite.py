@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, assert_never
@@ -24,17 +24,27 @@ from agent.store.records import (
     Change,
     DropDeployment,
     DropInstance,
+    DropMeasurement,
     Loaded,
     PutDeployment,
     PutEvent,
     PutInstance,
+    PutMeasurement,
     PutMeta,
     PutRequest,
     Quarantined,
     RequestRecord,
 )
-from agent.store.rows import DEPLOYMENTS, EVENTS, INSTANCES, META, REQUESTS, Damaged, Meta, Table
+from agent.store.rows import DEPLOYMENTS, EVENTS, INSTANCES, MEASUREMENTS, META, REQUESTS, Damaged, Meta, Table
 from agent.store.writer import Job, Writer
+
+#: Where a change writes its record to.
+_TABLE_OF: Mapping[type, Table[Any]] = {
+    PutDeployment: DEPLOYMENTS,
+    PutInstance: INSTANCES,
+    PutRequest: REQUESTS,
+    PutMeasurement: MEASUREMENTS,
+}
 
 #: Rows that one transaction of `prune` deletes: about a millisecond, so that no other write waits longer.
 CHUNK = 500
@@ -129,12 +139,15 @@ class Store:
         while await self._do(Job(lambda connection: self._prune(connection, max(events, 1), horizon), change=True)):
             pass
 
-    async def quarantine(self, what: Literal["deployment", "instance"], key: str, problem: str) -> Quarantined:
+    async def quarantine(
+        self, what: Literal["deployment", "instance", "ledger"], key: str, problem: str
+    ) -> Quarantined:
         """Set a record aside that the caller cannot use. Works, until the next start, without a writable disk too.
 
         Raises `NotFound`, `StoreError`.
         """
-        table: Table[Any] = DEPLOYMENTS if what == "deployment" else INSTANCES
+        tables: tuple[Table[Any], ...] = (DEPLOYMENTS, INSTANCES, MEASUREMENTS)
+        table = next(table for table in tables if table.name == what)
 
         def work(connection: sqlite3.Connection) -> Quarantined:
             query = f"SELECT rowid, {table.names} FROM {table.name} WHERE {table.key} = ?"
@@ -183,22 +196,21 @@ class Store:
         events: list[Event] = []
         for change in changes:
             match change:
-                case PutDeployment(record):
-                    connection.execute(DEPLOYMENTS.put, DEPLOYMENTS.encode(record))
+                case PutDeployment(record) | PutInstance(record) | PutRequest(record) | PutMeasurement(record):
+                    table = _TABLE_OF[type(change)]
+                    connection.execute(table.put, table.encode(record))
                 case DropDeployment(name):
                     connection.execute("DELETE FROM deployment WHERE name = ?", (name,))
                     connection.execute("DELETE FROM instance WHERE deployment = ?", (name,))
-                case PutInstance(record):
-                    connection.execute(INSTANCES.put, INSTANCES.encode(record))
                 case DropInstance(id):
                     connection.execute("DELETE FROM instance WHERE id = ?", (id,))
                 case PutEvent(event):
                     events.append(replace(event, seq=self._writer.give_seq()))
                     connection.execute(EVENTS.put, EVENTS.encode(events[-1]))
-                case PutRequest(record):
-                    connection.execute(REQUESTS.put, REQUESTS.encode(record))
                 case PutMeta(key, value):
                     connection.execute(META.put, META.encode(Meta(key, value)))
+                case DropMeasurement(id):
+                    connection.execute("DELETE FROM ledger WHERE id = ?", (id,))
                 case _:
                     assert_never(change)
         return tuple(events)

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import signal
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -259,8 +259,16 @@ class Actor:
             self._cancel("reap")
         if phase is Phase.READY and self.instance is not None and self.instance.ready_at is None:
             self.journal.note(ready_at=clock.wall(), granted_json=codec.dump_granted(self.granted))
+            self._measure(self.instance)
         if phase not in {Phase.FETCHING, Phase.LOADING}:
             self.progress = None
+
+    def _measure(self, instance: InstanceRecord) -> None:
+        """Remember what this start takes, beside everything else."""
+        if self.plan is not None and self.handle is not None:
+            path = launching.log_path(instance)
+            seen = self.services.ledger.record(self.plan, instance.id, path, self.handle, self.granted)
+            self._spawn("measure", seen)
 
     # Actions ------------------------------------------------------------------------------------------------------
 
@@ -341,8 +349,8 @@ class Actor:
         """Whether the process runs; if not, why not was posted."""
         services = self.services
         services.fail("before-intent")
-        recording = asyncio.create_task(self._record_intent())
-        await asyncio.sleep(0)  # it hands the write to the store's thread, and that goes on beside the launch
+        # Begun by the call: the disk writes while the launch goes on.
+        recording = asyncio.create_task(self._record_intent(self.journal.put(self.record, self.state)))
         try:
             self.handle = await services.runtime.launch(launch.request, recording)
             services.fail("after-spawn")
@@ -359,8 +367,8 @@ class Actor:
         self._spawn("record", asyncio.to_thread(launching.write_record, launch.record, self.record))
         return True
 
-    async def _record_intent(self) -> None:
-        self.record = await self.journal.flush(self.record, self.state)
+    async def _record_intent(self, written: Awaitable[DeploymentRecord]) -> None:
+        self.record = await written
         self.services.fail("after-intent")
 
     def _begin(self, record: InstanceRecord) -> list[InstanceRecord]:

@@ -77,14 +77,19 @@ class Journal:
         Raises `StoreError`; then nothing was written, and what was noted is still noted. A caller that is cancelled
         meanwhile does not cancel the write: nothing is ever written twice.
         """
-        if self._writing is not None:
+        if self._writing is not None and not self._writing.done():
             await asyncio.wait([self._writing])
+        return await self.put(record, state, *extra)
+
+    def put(self, record: DeploymentRecord, state: State, *extra: Change) -> Awaitable[DeploymentRecord]:
+        """As `flush`; and unless an earlier write is still under way, this one has begun when the call returns."""
+        if self._writing is not None and not self._writing.done():
+            return self.flush(record, state, *extra)
         if not (self._events or self._instances or self._dropped or extra or self._state_changed):
-            return record
+            return _written(record, None)
         record = codec.with_state(record, state)
         self._writing = asyncio.create_task(self._write(record, state, extra))
-        await asyncio.shield(self._writing)
-        return record
+        return _written(record, self._writing)
 
     def _write(self, record: DeploymentRecord, state: State, extra: tuple[Change, ...]) -> Coroutine[Any, Any, None]:
         """Begin to write what is noted by now. To be awaited: what was written is noted no more."""
@@ -112,3 +117,9 @@ class Journal:
             self._services.history(durable)
 
         return finish(self._services.store.write(*changes, *extra))
+
+
+async def _written(record: DeploymentRecord, writing: asyncio.Task[None] | None) -> DeploymentRecord:
+    if writing is not None:
+        await asyncio.shield(writing)
+    return record

@@ -20,6 +20,7 @@ from agent import __version__, failpoints
 from agent.config import LoadedConfig
 from agent.engines import ENGINES
 from agent.errors import AgentError, StoreError
+from agent.planning.ledger import Measurement
 from agent.runtimes.base import Runtime
 from agent.spec import DeploymentSpec
 from agent.status import (
@@ -42,10 +43,21 @@ from agent.supervision.changes import Changes
 from agent.supervision.conditions import Conditions
 from agent.supervision.devices import Devices, Outside
 from agent.supervision.hardware import Hardware
+from agent.supervision.ledger import Ledger
+from agent.supervision.ledger import Outside as LedgerOutside
 from agent.supervision.ports import Ports
 from agent.supervision.preparation import Held, Preparation, PreparationError
 from agent.supervision.registry import Registry
-from agent.supervision.service import Applied, ArtifactStatus, Change, ConfigInForce, ConfigValue, LogChunk, Planned
+from agent.supervision.service import (
+    Applied,
+    ArtifactStatus,
+    Change,
+    ConfigInForce,
+    ConfigValue,
+    Imported,
+    LogChunk,
+    Planned,
+)
 from agent.supervision.services import Services
 
 if TYPE_CHECKING:
@@ -73,13 +85,15 @@ class Node:
         outside = Outside(self.announce, partial(self._changed, ""), self._owner, self._holds, self._spawn)
         self.device_registry = Devices(self.settings.daemon.sample_seconds, store, self.conditions, outside)
         self.hardware = Hardware(self.settings, self.device_registry)
-        self._preparation = Preparation(self.settings, self.hardware)
+        known = LedgerOutside(node_uid, self.settings.node_name, self.announce, self._spawn)
+        self.ledger = Ledger(store, runtime, self.hardware, self.device_registry, known)
+        self._preparation = Preparation(self.settings, self.hardware, lambda: self.ledger.measurements)
         self.services = Services(
             config=self.settings, node_uid=node_uid, store=store, runtime=runtime, preparation=self._preparation,
             ports=Ports(self.settings.policy.bind, self.settings.policy.ports, self._held_ports),
             instances=self.settings.directories.state / "instances", engine=ENGINES.__getitem__, changed=self._changed,
             history=self._history, store_failed=self._store_failed, gone=self._gone, held=self._held,
-            devices=self.device_registry, fail=failpoints.hit,
+            devices=self.device_registry, ledger=self.ledger, fail=failpoints.hit,
         )  # fmt: skip
         self._changes = Changes(self.settings, self.registry, self.services)
 
@@ -89,8 +103,10 @@ class Node:
         """Take over everything that is recorded: adopt what runs, account for what ended. No bad record stops it."""
         self._report_damage(loaded)
         self.device_registry.restore(loaded.meta)
+        self.ledger.restore(loaded.measurements)
         deployments, instances = loaded.deployments, loaded.instances
-        self.damaged = loaded.recreated or bool(loaded.quarantined)
+        # A lost measurement hides no engine.
+        self.damaged = loaded.recreated or any(not item.what.startswith("ledger ") for item in loaded.quarantined)
         if self.damaged:
             deployments, instances = await recovery.from_engines(self.services, deployments, instances)
         runs: defaultdict[str, list[InstanceRecord]] = defaultdict(list)
@@ -291,6 +307,9 @@ class Node:
     async def release(self, device: str) -> DeviceStatus:
         return await self.device_registry.release(device)
 
+    def measurements(self) -> tuple[Measurement, ...]:
+        return self.ledger.measurements
+
     # NodeApi: changing --------------------------------------------------------------------------------------------
 
     async def plan(self, spec: dict[str, Any], hardware: dict[str, Any] | None = None) -> Planned:
@@ -306,6 +325,9 @@ class Node:
 
     async def apply(self, spec: dict[str, Any], *, etag: str, request_id: str, validate_only: bool) -> Applied:
         return await self._changes.apply(spec, etag=etag, request_id=request_id, validate_only=validate_only)
+
+    async def import_measurements(self, data: dict[str, Any]) -> Imported:
+        return await self.ledger.take(data)
 
     async def delete(self, deployment: str, *, etag: str, request_id: str, allow_missing: bool) -> DeploymentStatus:
         return await self._changes.delete(deployment, etag=etag, request_id=request_id, allow_missing=allow_missing)

@@ -18,6 +18,7 @@ from agent.engines import ENGINES
 from agent.engines.base import Located
 from agent.hardware.inventory import Inventory
 from agent.models.profiles import ProfileError, Profiles
+from agent.planning.ledger import Measurement
 from agent.planning.plan import Plan
 from agent.planning.planner import assumed, plan
 from agent.planning.request import DeviceState, PlanRequest, Refusal
@@ -73,9 +74,12 @@ class PreparationError(Exception):
 class Preparation:
     """Plans and fetches for all deployments of a node."""
 
-    def __init__(self, config: NodeConfig, hardware: Hardware) -> None:
+    def __init__(
+        self, config: NodeConfig, hardware: Hardware, measurements: Callable[[], tuple[Measurement, ...]]
+    ) -> None:
         self._config = config
         self._hardware = hardware
+        self._measurements = measurements
         self._profiles = Profiles()
         self._verified: dict[str, _Fingerprint] = {}
         directories = config.policy.model_directories
@@ -121,6 +125,7 @@ class Preparation:
                 resident_bytes=now.resident,
                 released_bytes=now.released,
                 devices=now.devices,
+                measurements=self._measurements() if simulated is None else (),
             )
         )
         if isinstance(answer, Refusal):

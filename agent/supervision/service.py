@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from agent.planning.ledger import Measurement
 from agent.planning.plan import Plan, Variant
 from agent.status import (
     DeploymentStatus,
@@ -60,6 +61,15 @@ class LogChunk:
 class ArtifactStatus:
     variant: Variant
     used_by: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What came of an import, in measurements: taken, known before, and over the number that is kept."""
+
+    added: int
+    known: int
+    dropped: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +126,12 @@ class NodeApi(Protocol):
         """The newest `limit` events with seq < before_seq (0: no bound), oldest first."""
 
     def artifacts(self) -> tuple[ArtifactStatus, ...]: ...
+
+    def measurements(self) -> tuple[Measurement, ...]:
+        """The ledger, oldest first."""
+
+    async def import_measurements(self, data: dict[str, Any]) -> Imported:
+        """Take over what another node measured. Raises `InvalidArgument` with the path of each wrong field."""
 
     def devices(self) -> tuple[DeviceStatus, ...]: ...
 

@@ -16,6 +16,7 @@ from agent.store.sqlite import Store
 if TYPE_CHECKING:
     from agent.supervision.actor import Actor
     from agent.supervision.devices import Devices
+    from agent.supervision.ledger import Ledger
     from agent.supervision.ports import Ports
     from agent.supervision.preparation import Held, Preparation
 
@@ -31,6 +32,7 @@ class Services:
     preparation: Preparation
     ports: Ports
     devices: Devices
+    ledger: Ledger
     instances: Path  # directory that holds one directory per instance
     engine: Callable[[str], Engine]
     changed: Callable[[str], None]  # this deployment's status is not what it was

@@ -449,6 +449,68 @@ class Artifact(_message.Message):
     architecture: str
     def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., path: _Optional[str] = ..., format: _Optional[str] = ..., quantization: _Optional[str] = ..., size_bytes: _Optional[int] = ..., digest: _Optional[str] = ..., used_by: _Optional[_Iterable[str]] = ..., architecture: _Optional[str] = ...) -> None: ...
 
+class MeasuredTerm(_message.Message):
+    __slots__ = ("pool", "term", "measured_bytes", "formula_bytes", "source")
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    TERM_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FORMULA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    pool: str
+    term: str
+    measured_bytes: int
+    formula_bytes: int
+    source: str
+    def __init__(self, pool: _Optional[str] = ..., term: _Optional[str] = ..., measured_bytes: _Optional[int] = ..., formula_bytes: _Optional[int] = ..., source: _Optional[str] = ...) -> None: ...
+
+class Measurement(_message.Message):
+    __slots__ = ("name", "node", "host", "imported", "measure_time", "model", "digest", "file_bytes", "architecture", "quantization", "engine", "engine_version", "task", "accelerator", "device_models", "layers", "kv_cache_dtype", "max_num_seqs", "max_model_len", "max_num_batched_tokens", "extra_args", "terms")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    IMPORTED_FIELD_NUMBER: _ClassVar[int]
+    MEASURE_TIME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_MODELS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    MAX_NUM_BATCHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EXTRA_ARGS_FIELD_NUMBER: _ClassVar[int]
+    TERMS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    node: str
+    host: str
+    imported: bool
+    measure_time: _timestamp_pb2.Timestamp
+    model: str
+    digest: str
+    file_bytes: int
+    architecture: str
+    quantization: str
+    engine: str
+    engine_version: str
+    task: str
+    accelerator: str
+    device_models: _containers.RepeatedScalarFieldContainer[str]
+    layers: _containers.RepeatedScalarFieldContainer[int]
+    kv_cache_dtype: str
+    max_num_seqs: int
+    max_model_len: int
+    max_num_batched_tokens: int
+    extra_args: _containers.RepeatedScalarFieldContainer[str]
+    terms: _containers.RepeatedCompositeFieldContainer[MeasuredTerm]
+    def __init__(self, name: _Optional[str] = ..., node: _Optional[str] = ..., host: _Optional[str] = ..., imported: _Optional[bool] = ..., measure_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., file_bytes: _Optional[int] = ..., architecture: _Optional[str] = ..., quantization: _Optional[str] = ..., engine: _Optional[str] = ..., engine_version: _Optional[str] = ..., task: _Optional[str] = ..., accelerator: _Optional[str] = ..., device_models: _Optional[_Iterable[str]] = ..., layers: _Optional[_Iterable[int]] = ..., kv_cache_dtype: _Optional[str] = ..., max_num_seqs: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., extra_args: _Optional[_Iterable[str]] = ..., terms: _Optional[_Iterable[_Union[MeasuredTerm, _Mapping]]] = ...) -> None: ...
+
 class GetStatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
@@ -762,3 +824,35 @@ class ListArtifactsResponse(_message.Message):
     artifacts: _containers.RepeatedCompositeFieldContainer[Artifact]
     next_page_token: str
     def __init__(self, artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class ListMeasurementsRequest(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListMeasurementsResponse(_message.Message):
+    __slots__ = ("measurements", "next_page_token")
+    MEASUREMENTS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    measurements: _containers.RepeatedCompositeFieldContainer[Measurement]
+    next_page_token: str
+    def __init__(self, measurements: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class ImportMeasurementsRequest(_message.Message):
+    __slots__ = ("ledger",)
+    LEDGER_FIELD_NUMBER: _ClassVar[int]
+    ledger: _struct_pb2.Struct
+    def __init__(self, ledger: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class ImportMeasurementsResponse(_message.Message):
+    __slots__ = ("added_count", "known_count", "dropped_count")
+    ADDED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    added_count: int
+    known_count: int
+    dropped_count: int
+    def __init__(self, added_count: _Optional[int] = ..., known_count: _Optional[int] = ..., dropped_count: _Optional[int] = ...) -> None: ...

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from agent.errors import Conflict, FieldViolation, InvalidArgument, NotFound
+from agent.planning.ledger import Key, MeasuredTerm, Measurement
 from agent.planning.plan import Variant
 from agent.status import (
     Condition,
@@ -36,6 +37,7 @@ from agent.supervision.service import (
     Change,
     ConfigInForce,
     ConfigValue,
+    Imported,
     LogChunk,
     NodeApi,
     Planned,
@@ -58,6 +60,8 @@ class FakeNode:
         self.log_lines = [b"one\n", b"two\n", b"three\n"]
         self.event_list: list[Event] = []
         self.device_list = [make_device(index) for index in range(2)]
+        self.measurement_list = [make_measurement(start) for start in range(2)]
+        self.imported: dict[str, Any] = {}  # the last import
         self.planned_for: dict[str, Any] | None = None  # the hardware of the last plan
         self.watchers: set[asyncio.Queue[Change]] = set()
         self._deployments: dict[str, DeploymentStatus] = {}
@@ -188,6 +192,15 @@ class FakeNode:
         variant = Variant("file:/m.gguf", "/m.gguf", "gguf", "Q4_1", 98_000_000, "llama", digest="sha256:ab")
         return (ArtifactStatus(variant, ("chat",)), ArtifactStatus(replace(variant, path="/n.gguf", digest=""), ()))
 
+    def measurements(self) -> tuple[Measurement, ...]:
+        self._fail()
+        return tuple(self.measurement_list)
+
+    async def import_measurements(self, data: dict[str, Any]) -> Imported:
+        await self._change()
+        self.imported = data
+        return Imported(len(data), 1, 2)
+
     def devices(self) -> tuple[DeviceStatus, ...]:
         self._fail()
         return tuple(self.device_list)
@@ -299,3 +312,21 @@ def make_device(index: int) -> DeviceStatus:
 
 if TYPE_CHECKING:
     _contract: type[NodeApi] = FakeNode
+
+
+def make_measurement(start: int = 0, **fields: Any) -> Measurement:
+    """Of a model that lies on one GPU, with what remains of it on the host. Each start takes 1 MiB more."""
+    mib = 1024**2
+    key = Key(
+        digest="sha256:ab", file_bytes=98_000_000, architecture="llama", quantization="Q4_1", engine="llama.cpp",
+        engine_version="10434", task="chat", accelerator="cuda", device_models=("NVIDIA H200",), layers=(31,),
+        kv_cache_dtype="f16", extra_args=(), max_num_seqs=4, max_model_len=2048, max_num_batched_tokens=2048,
+    )  # fmt: skip
+    terms = (
+        MeasuredTerm("host", "weights", 28 * mib, "log", 28 * mib),
+        MeasuredTerm("0", "weights", 92 * mib, "log", 92 * mib),
+        MeasuredTerm("0", "context", (400 + start) * mib, "driver", 512 * mib),
+        MeasuredTerm("host", "repacked weights", 7 * mib, "log", None),
+    )
+    row = Measurement(f"node-1-chat-1-{start}", "node-1", "testhost", False, NOW + start, "file:/m.gguf", key, terms)
+    return replace(row, **fields)

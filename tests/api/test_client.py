@@ -48,6 +48,8 @@ def test_what_can_be_looked_at(background: Background, client: Client):
     assert client.get_instance(newest.name) == newest
     assert oldest.attempt == 1
     assert len(client.list_artifacts()) == 2
+    assert len(client.list_measurements()) == 2
+    assert client.import_measurements({"measurements": []}).added_count == 1
     assert [chunk.data for chunk in client.stream_logs("chat", tail_lines=1)] == [b"three\n"]
 
 

@@ -217,6 +217,28 @@ async def test_artifacts_are_named_by_digest_or_by_path(api: Api):
     assert len(set(found)) == 2
 
 
+async def test_measurements_are_paged_from_the_oldest_on(api: Api):
+    request, found = pb.ListMeasurementsRequest(page_size=1), []
+    while True:
+        answer = await api.call("LedgerService/ListMeasurements", request)
+        found += answer.measurements
+        request.page_token = answer.next_page_token
+        if not request.page_token:
+            break
+    assert [one.name for one in found] == ["measurements/node-1-chat-1-0", "measurements/node-1-chat-1-1"]
+    context = found[1].terms[2]
+    assert (context.pool, context.term, context.measured_bytes) == ("0", "context", 401 << 20)
+    assert context.formula_bytes == 512 << 20
+    assert not found[1].terms[3].HasField("formula_bytes")
+
+
+async def test_an_import_hands_the_ledger_to_the_node(api: Api):
+    request = pb.ImportMeasurementsRequest(ledger={"measurements": []})
+    answer = await api.call("LedgerService/ImportMeasurements", request)
+    assert api.node.imported == {"measurements": []}
+    assert (answer.added_count, answer.known_count, answer.dropped_count) == (1, 1, 2)
+
+
 async def test_watch_sends_the_present_then_replayed_events_then_synced_then_changes(api: Api):
     api.node.put(make_deployment("chat"))
     api.node.happen("First")
@@ -268,6 +290,8 @@ BAD = [
     ("EventService/ListEvents", pb.ListEventsRequest(deployment="a/b"), "deployment"),
     ("EventService/ListEvents", pb.ListEventsRequest(page_token="?"), "page_token"),
     ("ArtifactService/ListArtifacts", pb.ListArtifactsRequest(page_token="?"), "page_token"),
+    ("LedgerService/ListMeasurements", pb.ListMeasurementsRequest(page_token="?"), "page_token"),
+    ("LedgerService/ImportMeasurements", pb.ImportMeasurementsRequest(), "ledger"),
 ]
 
 

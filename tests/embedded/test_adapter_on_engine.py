@@ -141,7 +141,8 @@ async def test_the_budget_is_what_the_engine_allocates(length: int, dtype: str, 
 
     assert terms["KV cache"] == pytest.approx(logged["KV"], abs=0.01)
     allocated = logged["compute"] + logged["output"]
-    assert allocated <= terms["compute"] <= allocated * 1.05 + 1
+    assert allocated <= terms["compute"] + terms["threads"]  # the formula's own upper bound covers its rounding
+    assert terms["compute"] <= allocated * 1.05 + 1
     assert terms["weights"] == pytest.approx(logged["model"], abs=0.01)
 
 

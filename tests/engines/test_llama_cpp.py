@@ -160,12 +160,12 @@ def test_extra_arguments_are_judged_by_position_and_rule(arguments: list[str], r
 
 
 def test_no_flag_that_the_adapter_passes_may_be_given_again() -> None:
-    """`--cors-origins` is the one exception: an operator may open a deployment to a web application."""
+    """But for `--cors-origins` (an operator may open a deployment to a web application) and how much is logged."""
     argv = ENGINE.command(replace(PLAN, task="embedding", extra_args=()), "127.0.0.1", 8100).argv
 
     free = {flag for flag in argv if flag.startswith("--") and not ENGINE.check_extra_args([flag, "1"])[:1]}
 
-    assert free == {"--cors-origins"}
+    assert free == {"--cors-origins", "--log-verbosity"}
 
 
 def test_variables_cannot_go_round_the_check_of_flags() -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import shutil
 import signal
 import uuid
 from collections.abc import Awaitable, Callable
@@ -269,6 +271,22 @@ class RuntimeContract:
         assert usage.memory_bytes > 0
         assert usage.cpu_seconds > 0
         assert bench.runtime.main_pid(running.handle) in usage.pids
+
+    async def test_mapped_files_are_told_from_other_memory(self, bench: Bench) -> None:
+        running = await bench.sh("echo ready; exec sleep 1000")
+        await bench.said(running)
+        program = os.path.realpath(shutil.which("sleep") or "")
+
+        async def executed() -> bool:
+            return program in await bench.runtime.footprint(running.handle)
+
+        await eventually(executed)
+        memory = await bench.runtime.footprint(running.handle)
+        assert 0 < memory[program][1] <= memory[program][0]
+        assert memory[""][1] > 0
+        await bench.runtime.kill(running.handle, signal.SIGKILL)
+        await bench.exit(running)
+        assert await bench.runtime.footprint(running.handle) == {}
 
     async def test_the_engine_is_executed_only_once_it_is_recorded(self, bench: Bench) -> None:
         request, recorded = bench.request("/bin/sh", "-c", "echo ready; sleep 1000"), asyncio.Event()

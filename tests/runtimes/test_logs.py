@@ -112,6 +112,17 @@ def test_the_tail_reaches_into_rotated_parts_and_survives_any_bytes(log: Path) -
     assert logs.tail_text(log, 4) == "ond\n"
 
 
+def test_the_head_begins_in_the_oldest_part_that_is_kept(log: Path) -> None:
+    assert logs.head_text(log, 9) == ""
+    log.write_bytes(b"first \xff\n")
+    logs.rotate(log, 1, 3)
+    append(log, "second\n")
+    logs.rotate(log, 1, 3)
+    append(log, "third\n")
+    assert logs.head_text(log, 99) == "first \ufffd\nsecond\nthird\n"
+    assert logs.head_text(log, 11) == "first \ufffd\nsec"
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     parts=st.lists(st.text("ab\n", max_size=12), min_size=1, max_size=3),

@@ -3,7 +3,7 @@
 import json
 
 from agent.status import Desired, Event
-from agent.store.records import DeploymentRecord, InstanceRecord, RequestRecord
+from agent.store.records import DeploymentRecord, InstanceRecord, MeasurementRecord, RequestRecord
 
 #: As long as the plan of a real model: longer than half a page, so that rows have overflow pages.
 PLAN = json.dumps({"reasons": ["a sentence that says why this value was chosen, with its numbers"] * 40})
@@ -38,6 +38,19 @@ def instance(id: str = "a-1", *, deployment: str = "a", attempt: int = 1) -> Ins
         created_at=1_700_000_000.5,
         handle_json='{"pid": 4711}',
         ready_at=1_700_000_001.5,
+    )
+
+
+def measurement(id: str = "n-a-1", at: float = 1_700_000_002.5) -> MeasurementRecord:
+    return MeasurementRecord(
+        id=id,
+        node="n",
+        host="host",
+        imported=0,
+        at=at,
+        model="file:/models/a.gguf",
+        key_json='{"engine": "llama.cpp"}',
+        terms_json='[{"pool": "host", "name": "weights", "bytes": 1}]',
     )
 
 

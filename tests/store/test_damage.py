@@ -13,10 +13,10 @@ import pytest
 
 from agent.errors import FailedPrecondition
 from agent.store import files, wal
-from agent.store.records import Change, Loaded, PutDeployment, PutEvent, PutInstance
+from agent.store.records import Change, Loaded, PutDeployment, PutEvent, PutInstance, PutMeasurement
 from agent.store.rows import DEPLOYMENTS, META, Meta, checksum
 from agent.store.sqlite import Store
-from tests.store.builders import deployment, event, instance
+from tests.store.builders import deployment, event, instance, measurement
 
 NAMES = tuple("abcdefgh")
 SEED = 11
@@ -231,6 +231,38 @@ def test_a_bad_row_is_set_aside_and_comes_back_from_the_backup(
     with closing(sqlite3.connect(damaged / "agent.db")) as connection:
         ((row_json,),) = connection.execute("SELECT row_json FROM quarantine WHERE what = 'deployment'").fetchall()
     assert "c" in json.loads(row_json)
+
+
+@pytest.mark.parametrize("backup", [True, False], ids=["with a backup", "without a backup"])
+def test_a_bad_measurement_is_set_aside_and_comes_back_from_the_backup(
+    state: Path, fill: Callable[..., None], reopen: Callable[[], Loaded], backup: bool
+) -> None:
+    fill(PutMeasurement(measurement("n-a-1")), PutMeasurement(measurement("n-a-2")))
+    if backup:
+        files.back_up(state)
+    else:
+        (state / files.BACKUP).unlink(missing_ok=True)
+    execute(state, "UPDATE ledger SET terms_json = '[]' WHERE id = 'n-a-1'")
+    loaded = reopen()
+    (report,) = loaded.quarantined
+    assert report.what == "ledger n-a-1"
+    assert "checksum" in report.problem
+    assert not loaded.recreated
+    assert {row.id for row in loaded.measurements} == ({"n-a-1", "n-a-2"} if backup else {"n-a-2"})
+    assert reopen().quarantined == ()
+
+
+def test_the_ledger_is_salvaged_with_everything_else(
+    state: Path, fill: Callable[..., None], reopen: Callable[[], Loaded]
+) -> None:
+    fill(PutMeasurement(measurement("n-a-1")), PutMeasurement(measurement("n-a-2")))
+    (state / files.BACKUP).unlink(missing_ok=True)
+    execute(state, "UPDATE ledger SET model = 'forged' WHERE id = 'n-a-1'")
+    execute(state, "PRAGMA user_version = 77")  # has it rebuilt, row by row
+    loaded = reopen()
+    assert loaded.recreated
+    assert loaded.measurements == (measurement("n-a-2"),)
+    assert [item.what for item in loaded.quarantined] == ["database", "ledger n-a-1"]
 
 
 def test_text_that_is_no_utf8_is_a_bad_row(damaged: Path, reopen: Callable[[], Loaded]) -> None:

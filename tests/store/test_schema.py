@@ -2,14 +2,16 @@
 
 import shutil
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from agent.store import opening, schema
+from agent.store.records import Loaded, PutMeasurement
 from agent.store.sqlite import Store
-from tests.store.builders import deployment, event, instance, request
+from tests.store.builders import deployment, event, instance, measurement, request
 
 FIXTURES = Path(__file__).parents[1] / "data" / "state"
 
@@ -25,6 +27,7 @@ async def test_the_database_of_an_old_release_is_opened_with_all_that_is_in_it(v
     assert (loaded.quarantined, loaded.recreated) == ((), False)
     assert loaded.deployments == (deployment("a", 3),)
     assert loaded.instances == (instance("a-1"), instance("a-2", attempt=2))
+    assert loaded.measurements == (() if version == "1" else (measurement(),))
     assert [(one.deployment, one.message) for one in await store.events("", before_seq=0, limit=9)] == [
         (event().deployment, event().message)
     ]
@@ -33,6 +36,31 @@ async def test_the_database_of_an_old_release_is_opened_with_all_that_is_in_it(v
     await store.close()
     with closing(sqlite3.connect(state / "agent.db")) as connection:
         assert schema.version_of(connection) == schema.SCHEMA_VERSION
+
+
+async def test_a_migrated_database_takes_what_is_new_and_keeps_it(state: Path) -> None:
+    shutil.copytree(FIXTURES / "1", state)
+    store, _ = Store.open(state)
+    await store.write(PutMeasurement(measurement()))
+    await store.close()
+    store, loaded = Store.open(state)
+    await store.close()
+    assert loaded.measurements == (measurement(),)
+    assert loaded.deployments == (deployment("a", 3),)
+
+
+def test_a_damaged_database_of_an_old_release_is_salvaged_into_todays_schema(
+    state: Path, reopen: Callable[[], Loaded]
+) -> None:
+    shutil.copytree(FIXTURES / "1", state)
+    with closing(sqlite3.connect(state / "agent.db", isolation_level=None)) as connection:
+        connection.execute("UPDATE event SET message = 'forged'")
+        connection.execute("PRAGMA user_version = 77")  # has it rebuilt, row by row
+    loaded = reopen()
+    assert loaded.recreated
+    assert loaded.deployments == (deployment("a", 3),)
+    assert loaded.measurements == ()
+    assert reopen().quarantined == ()
 
 
 def test_migrating_twice_changes_nothing() -> None:
