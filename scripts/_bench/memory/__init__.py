@@ -1,0 +1,1 @@
+"""scripts/bench memory: the memory model beside what engines really reported at their start."""
