@@ -16,7 +16,7 @@ from agent.status import Diagnosis, DiagnosisCode, ExitStatus
 #: Evidence is shown in tables and stored with each instance: longer lines are cut.
 EVIDENCE_CHARACTERS = 300
 #: Lines before the end in which an error is looked for: more than a stack trace has.
-EVIDENCE_LINES = 100
+EVIDENCE_LINES = 50
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -45,13 +45,10 @@ def find(signatures: Sequence[Signature], log_tail: str) -> Diagnosis | None:
 def last_line(log_tail: str, telling: re.Pattern[str]) -> str:
     """The last line that matches `telling` (an engine's mark of an error), else the last one with any text. An error
     long before the end is no evidence of it."""
-    last = ""
-    for line in reversed(log_tail.splitlines()[-EVIDENCE_LINES:]):
-        text = _COLOURS.sub("", line).strip()
-        if telling.search(text):
-            return text[:EVIDENCE_CHARACTERS]
-        last = last or text
-    return last[:EVIDENCE_CHARACTERS]
+    end = _COLOURS.sub("", "\n".join(log_tail.splitlines()[-EVIDENCE_LINES:]))
+    lines = [text for line in end.splitlines() if (text := line.strip())]
+    marked = next((line for line in reversed(lines) if telling.search(line)), "")
+    return (marked or (lines or [""])[-1])[:EVIDENCE_CHARACTERS]
 
 
 def ending_signal(exit_status: ExitStatus) -> int | None:

@@ -12,7 +12,7 @@ The contract that both must keep, and that `tests/runtimes/contract.py` holds ag
 from __future__ import annotations
 
 import signal
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,10 +89,11 @@ class Runtime(Protocol):
 
     name: str
 
-    async def launch(self, request: LaunchRequest, recorded: Awaitable[None] | None = None) -> Handle:
-        """Start it; the engine is executed only once `recorded` is done, and what can be made ready meanwhile is.
+    async def launch(self, request: LaunchRequest, record: Callable[[], Awaitable[None]]) -> Handle:
+        """Make everything ready, then await `record()`, which makes the intent durable, and only then execute the
+        engine: what must come after the record is the engine, not what is prepared for it.
 
-        Raises `LaunchError` when the operating system refuses, and what `recorded` raises; then nothing is left
+        Raises `LaunchError` when the operating system refuses, and what `record` raises; then nothing is left
         running."""
 
     async def adopt(self, identity: Identity, handle: Handle | None, directory: Path) -> Adopted | Ended | None:

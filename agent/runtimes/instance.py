@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ class Instance:
             raise ValueError(f"not the handle of a process instance: {error}") from error
 
     def data(self) -> dict[str, Any]:
-        return {**asdict(self), "cgroups": list(self.cgroups), "enforcement": list(self.enforcement)}
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return {**fields, "cgroups": list(self.cgroups), "enforcement": list(self.enforcement)}
 
     def prepare(self) -> None:
         """Keep what is known before the launch, for the case that the handle is never stored."""

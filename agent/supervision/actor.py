@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -63,6 +63,8 @@ PROBED = frozenset({Phase.LOADING, Phase.READY, Phase.UNREADY})
 RELEASED = frozenset({Phase.PENDING, Phase.FAILED, Phase.STOPPED, Phase.DELETED})
 #: Phases in which an engine is judged by its plan: while it loads, its use of devices still grows.
 SERVING = frozenset({Phase.READY, Phase.UNREADY})
+#: Seconds by which the lines of transitions are written later.
+LOG_DELAY = 0.02
 #: A look at the processes of an ended instance usually takes a millisecond, and is then waited for on the spot: a crash
 #: stays one burst of observations. A longer one (seconds) goes on beside the loop.
 QUICK_LOOK = 0.05
@@ -227,8 +229,9 @@ class Actor:
         loop = asyncio.get_running_loop()
         for fired in decision.fired:
             line = {"phase": fired.rule.target.value, "reason": fired.rule.id, "message": fired.message}
-            # Written while the store commits: formatting lines is not on the way from a crash to its replacement.
-            loop.call_soon(partial(log.info, "transition", deployment=self.name, attempt=self.state.attempt, **line))
+            # Written a little later: formatting lines is not on the way from a crash to its replacement.
+            write = partial(log.info, "transition", deployment=self.name, attempt=self.state.attempt, **line)
+            loop.call_later(LOG_DELAY, write)
             if fired.rule.severity is not None:
                 self.journal.event(fired.rule.id, fired.message, fired.rule.severity)
         if decision.fired:
@@ -348,14 +351,16 @@ class Actor:
     async def _start(self, launch: launching.Launch) -> bool:
         """Whether the process runs; if not, why not was posted."""
         services = self.services
-        services.fail("before-intent")
-        # Begun by the call: the disk writes while the launch goes on.
-        recording = asyncio.create_task(self._record_intent(self.journal.put(self.record, self.state)))
+
+        async def record() -> None:
+            services.fail("before-intent")
+            self.record = await self.journal.flush(self.record, self.state)
+            services.fail("after-intent")
+
         try:
-            self.handle = await services.runtime.launch(launch.request, recording)
+            self.handle = await services.runtime.launch(launch.request, record)
             services.fail("after-spawn")
         except (StoreError, LaunchError, OSError) as error:
-            await asyncio.wait([recording])
             diagnosis = launching.refusal(error)
             self.journal.note(ended_at=clock.wall(), diagnosis_json=codec.dump_diagnosis(diagnosis))
             self.post(m.PrepareFailed(diagnosis))
@@ -366,10 +371,6 @@ class Actor:
         services.fail("after-handle")
         self._spawn("record", asyncio.to_thread(launching.write_record, launch.record, self.record))
         return True
-
-    async def _record_intent(self, written: Awaitable[DeploymentRecord]) -> None:
-        self.record = await written
-        self.services.fail("after-intent")
 
     def _begin(self, record: InstanceRecord) -> list[InstanceRecord]:
         """The new run is the present one; returns the records that are dropped for it."""

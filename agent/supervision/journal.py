@@ -79,17 +79,12 @@ class Journal:
         """
         if self._writing is not None and not self._writing.done():
             await asyncio.wait([self._writing])
-        return await self.put(record, state, *extra)
-
-    def put(self, record: DeploymentRecord, state: State, *extra: Change) -> Awaitable[DeploymentRecord]:
-        """As `flush`; and unless an earlier write is still under way, this one has begun when the call returns."""
-        if self._writing is not None and not self._writing.done():
-            return self.flush(record, state, *extra)
         if not (self._events or self._instances or self._dropped or extra or self._state_changed):
-            return _written(record, None)
+            return record
         record = codec.with_state(record, state)
         self._writing = asyncio.create_task(self._write(record, state, extra))
-        return _written(record, self._writing)
+        await asyncio.shield(self._writing)
+        return record
 
     def _write(self, record: DeploymentRecord, state: State, extra: tuple[Change, ...]) -> Coroutine[Any, Any, None]:
         """Begin to write what is noted by now. To be awaited: what was written is noted no more."""
@@ -117,9 +112,3 @@ class Journal:
             self._services.history(durable)
 
         return finish(self._services.store.write(*changes, *extra))
-
-
-async def _written(record: DeploymentRecord, writing: asyncio.Task[None] | None) -> DeploymentRecord:
-    if writing is not None:
-        await asyncio.shield(writing)
-    return record

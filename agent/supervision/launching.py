@@ -86,7 +86,6 @@ def prepare(plan: Plan, spec: DeploymentSpec, attempt: int, services: Services, 
         log=log_path(record),
         resources=Resources(spec.limits.memory_bytes, spec.limits.cpus, spec.limits.pids),
     )
-    request.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     return Launch(record, request)
 
 

@@ -77,7 +77,7 @@ class Bench:
         )
 
     async def launch(self, request: LaunchRequest) -> Running:
-        running = Running(request, await self.runtime.launch(request))
+        running = Running(request, await self.runtime.launch(request, nothing))
         self.started.append(running)
         return running
 
@@ -103,6 +103,10 @@ class Bench:
             await self.gone(running)
             await self.exit(running)
             await self.runtime.forget(running.handle, running.directory)
+
+
+async def nothing() -> None:
+    """What a launch that need not be recorded records."""
 
 
 async def eventually(condition: Callable[[], bool | Awaitable[bool]]) -> None:
@@ -294,7 +298,7 @@ class RuntimeContract:
         async def record() -> None:
             await recorded.wait()
 
-        launching = asyncio.create_task(bench.runtime.launch(request, record()))
+        launching = asyncio.create_task(bench.runtime.launch(request, record))
         await eventually(request.directory.exists)
         await asyncio.sleep(0.2)
         assert not launching.done()
@@ -312,7 +316,7 @@ class RuntimeContract:
             raise RuntimeError("the disk is full")
 
         with pytest.raises(RuntimeError, match="the disk is full"):
-            await bench.runtime.launch(request, refuse())
+            await bench.runtime.launch(request, refuse)
         assert request.identity not in await bench.runtime.find_all(bench.node)
         assert await bench.restarted().adopt(request.identity, None, request.directory) is None
         assert not request.log.exists() or request.log.read_text() == ""
@@ -321,7 +325,7 @@ class RuntimeContract:
 
     async def test_a_missing_binary_refuses_the_launch(self, bench: Bench) -> None:
         with pytest.raises(LaunchError, match="/opt/no/such/engine does not exist"):
-            await bench.runtime.launch(bench.request("/opt/no/such/engine"))
+            await bench.runtime.launch(bench.request("/opt/no/such/engine"), nothing)
 
     async def test_forgetting_removes_the_directory_and_keeps_the_log(self, bench: Bench) -> None:
         running = await bench.sh('echo hello; touch "$TMPDIR/litter"; mkdir deep; touch deep/er')

@@ -15,7 +15,7 @@ from agent.runtimes.base import Adopted, Ended, Handle, Identity, LaunchError, L
 from agent.runtimes.cgroups import Cgroups
 from agent.runtimes.process import EXIT_NOT_TRIED, ProcessRuntime
 from agent.status import ExitStatus
-from tests.runtimes.contract import Bench, RuntimeContract, eventually
+from tests.runtimes.contract import Bench, RuntimeContract, eventually, nothing
 
 #: An agent that launches what it is told, says so, and then does nothing until it is killed.
 AGENT = """
@@ -24,9 +24,12 @@ from pathlib import Path
 from agent.runtimes.base import Identity, LaunchRequest
 from agent.runtimes.process import ProcessRuntime
 
+async def record():
+    pass
+
 async def main(identity, argv, directory, log):
     request = LaunchRequest(Identity(**identity), tuple(argv), {"PATH": "/bin"}, Path(directory), Path(log))
-    handle = await ProcessRuntime(identity["node"]).launch(request)
+    handle = await ProcessRuntime(identity["node"]).launch(request, record)
     print(json.dumps(dict(handle.data)), flush=True)
     await asyncio.Event().wait()
 
@@ -228,7 +231,7 @@ async def test_an_agent_that_dies_before_it_recorded_the_launch_leaves_no_engine
         "identity": asdict(identity), "argv": ["/bin/sh", "-c", "echo ready; exec sleep 1000"],
         "directory": str(tmp_path / "instance"), "log": str(tmp_path / "log"),
     }  # fmt: skip
-    never = AGENT.replace(".launch(request)", ".launch(request, asyncio.Event().wait())")
+    never = AGENT.replace("    pass\n", "    await asyncio.Event().wait()\n")
     agent = subprocess.Popen([sys.executable, "-c", never, json.dumps(request)])
     runtime = ProcessRuntime(identity.node)
 
@@ -287,9 +290,9 @@ async def test_a_binary_that_cannot_be_executed_refuses_the_launch(bench: Bench,
     plain = tmp_path / "engine"
     plain.touch(mode=0o644)
     with pytest.raises(LaunchError, match="is not an executable file"):
-        await bench.runtime.launch(bench.request(str(plain)))
+        await bench.runtime.launch(bench.request(str(plain)), nothing)
     with pytest.raises(LaunchError, match="no-such-engine is not in PATH"):
-        await bench.runtime.launch(bench.request("no-such-engine"))
+        await bench.runtime.launch(bench.request("no-such-engine"), nothing)
 
 
 async def test_an_executable_that_the_kernel_refuses_ends_with_the_status_of_sh(bench: Bench, tmp_path: Path) -> None:
@@ -304,18 +307,18 @@ async def test_an_executable_that_the_kernel_refuses_ends_with_the_status_of_sh(
 async def test_a_directory_that_cannot_be_made_refuses_the_launch(bench: Bench) -> None:
     (bench.root / "instances").write_text("a file")
     with pytest.raises(LaunchError, match=r"cannot start /bin/true: .*instances"):
-        await bench.runtime.launch(bench.request("/bin/true"))
+        await bench.runtime.launch(bench.request("/bin/true"), nothing)
 
 
 async def test_a_nul_byte_in_an_argument_refuses_the_launch(bench: Bench) -> None:
     with pytest.raises(LaunchError, match="null byte"):
-        await bench.runtime.launch(bench.request("/bin/true", "a\0b"))
+        await bench.runtime.launch(bench.request("/bin/true", "a\0b"), nothing)
 
 
 async def test_a_launch_that_is_refused_leaves_no_cgroup(limited: Bench, limiting: Cgroups) -> None:
     request = limited.request("/bin/true", "a\0b", memory_bytes=2**26, pids=10)
     with pytest.raises(LaunchError):
-        await limited.runtime.launch(request)
+        await limited.runtime.launch(request, nothing)
     assert not [p for p in limiting.locations.values() if (p.parent / request.identity.instance).exists()]
 
 
