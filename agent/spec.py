@@ -62,6 +62,9 @@ class SecretRef(Strict):
 # Hints and limits
 
 
+Aim = Literal["auto", "throughput", "latency", "long-context", "structured-output", "shared-prefixes", "development"]
+
+
 class Workload(Strict):
     """What the deployment is used for: hints that shape the defaults of the limits, and limit nothing themselves."""
 
@@ -73,6 +76,13 @@ class Workload(Strict):
         int | None,
         Field(ge=1, le=100_000_000, description="Tokens of a long request with its answer; default of max_model_len."),
     ] = None
+    aim: Annotated[
+        Aim,
+        Field(
+            description="What matters most; it ranks engines. auto: throughput for more than 10 requests at a time, "
+            "else what suits the hardware."
+        ),
+    ] = "auto"
 
 
 class LimitsSpec(Strict):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
 
 from agent.errors import FieldViolation
 from agent.models.profile import ModelProfile
 from agent.planning.ledger import MeasuredTerm
+from agent.planning.memory.base import Card, Estimate
 from agent.planning.plan import Limits, MemoryTerm, Placement, Plan
 from agent.status import Diagnosis, ExitStatus, Granted
 
@@ -26,6 +28,23 @@ DEVICE_VARIABLES = frozenset(
 )  # fmt: skip
 
 
+class Spread(StrEnum):
+    """How an engine uses devices, and with that how its memory is planned."""
+
+    LAYERS = "layers"  # whole layers on each device, the rest on the CPU; a cache of the size that was asked for
+    RANKS = "ranks"  # tensor- and pipeline-parallel ranks; it takes a share of each device, what is left of it is cache
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """Where an engine runs a quantization. Compute capabilities are NVIDIA's: (8, 9) is Ada."""
+
+    accelerators: frozenset[str]
+    least: tuple[int, int] = (0, 0)  # the lowest compute capability that runs it at all
+    below: tuple[int, int] = (1000, 0)  # capabilities from here on do not run it (INT8 on Blackwell)
+    native: tuple[int, int] = (0, 0)  # from here on it computes in the stored type; below, weights are unpacked first
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What an engine can serve, as data that planning reads."""
@@ -37,6 +56,14 @@ class Capabilities:
     kv_cache_dtypes: Mapping[str, float]  # name -> bytes per element
     context_extending_flags: frozenset[str] = frozenset()  # with one of these, more than the trained context is meant
     pooling_flags: frozenset[str] = frozenset()  # with one of these, any model makes embeddings or scores
+    spread: Spread = Spread.LAYERS
+    #: By `ModelProfile.quantization` ("bf16", "fp8-block", "awq"; docs/reference/models.md lists them), or its method
+    #: (`quantization_config.method`). None: all that its formats hold (GGUF).
+    quantizations: Mapping[str, Support] | None = None
+    most_devices: int = 1024  # of one instance
+    offload: bool = True  # LAYERS: some layers may stay on the CPU
+    pipeline: bool = False  # RANKS: stages of layers as well as slices of them
+    data: bool = False  # RANKS: replicas behind one port
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,26 +132,33 @@ class Activity:
     work: float | None
 
 
+class Metric(StrEnum):
+    """One set of names for what engines measure."""
+
+    RUNNING = "running"  # requests that are computed
+    WAITING = "waiting"  # requests that wait for room
+    CACHE_USAGE = "cache_usage"  # part of the KV cache that is in use, 0 to 1
+    FIRST_TOKEN = "first_token_seconds"  # histogram: from request to first token
+    INTER_TOKEN = "inter_token_seconds"  # histogram: between two tokens of a sequence
+    PROMPT_TOKENS = "prompt_tokens"  # counter
+    GENERATED_TOKENS = "generated_tokens"  # counter
+    PREEMPTIONS = "preemptions"  # counter: sequences that lost their cache to others
+
+
 class Engine(Protocol):
-    """One kind of server software."""
+    """One kind of server software: what is common to all. An adapter is a `LayersEngine` or a `RanksEngine`, as its
+    `capabilities.spread` says.
+    """
 
     name: str
     executable: str  # its usual name: what a plan for hardware that is not here shows
     capabilities: Capabilities
     defaults: EngineDefaults
+    metrics: Mapping[Metric, str]  # the engine's own Prometheus name of each; one that is missing is not offered
 
     def locate(self, configured: Sequence[str] | None) -> Located | None:
         """Find the native executable: configured path, then PATH, then the embedded one. May touch the disk and
         ask it once for its version and its devices (10 s each at most); raises nothing; None when there is none."""
-
-    def device_layers(self, profile: ModelProfile) -> int:
-        """How many layers can lie on devices, the output included: as `Placement.layers` counts them. Pure."""
-
-    def memory_terms(
-        self, profile: ModelProfile, limits: Limits, task: str, placement: Placement
-    ) -> tuple[tuple[MemoryTerm, ...], ...]:
-        """What an instance needs of host memory, then of each device's memory, in the placement's order: weights,
-        KV cache, compute buffers, process. Never less for longer or more sequences. Pure."""
 
     def check_extra_args(self, arguments: Sequence[str]) -> tuple[FieldViolation, ...]:
         """Refuse flags that the adapter owns (port, model, limits), that are dangerous or that do not exist.
@@ -167,3 +201,33 @@ class Engine(Protocol):
 
     def secret_flags(self) -> Mapping[str, str]:
         """Names of `secrets` that the engine understands -> the environment variable that carries them."""
+
+
+class LayersEngine(Engine, Protocol):
+    """An engine with `Spread.LAYERS`."""
+
+    def device_layers(self, profile: ModelProfile) -> int:
+        """How many layers can lie on devices, the output included: as `Placement.layers` counts them. Pure."""
+
+    def memory_terms(
+        self, profile: ModelProfile, limits: Limits, task: str, placement: Placement
+    ) -> tuple[tuple[MemoryTerm, ...], ...]:
+        """What an instance needs of host memory, then of each device's memory, in the placement's order: weights,
+        KV cache, compute buffers, process. Never less for longer or more sequences. Pure."""
+
+
+class RanksEngine(Engine, Protocol):
+    """An engine with `Spread.RANKS`. Its share of each device is `limits.gpu_memory_utilization`; on the CPU, where
+    there is none, its cache gets what it is told.
+    """
+
+    def batch_defaults(self, profile: ModelProfile, card: Card, task: str) -> tuple[int, int]:
+        """What the engine itself takes on such a device: (max_num_batched_tokens, max_num_seqs). Pure."""
+
+    def estimate(self, profile: ModelProfile, limits: Limits, task: str, placement: Placement, card: Card) -> Estimate:
+        """What each device (or with accelerator "cpu" the host, as a card) will hold with `placement.tensor` and
+        `placement.pipeline` ranks, and whether that fits; made by `agent.planning.memory`. Pure.
+        """
+
+    def host_terms(self, profile: ModelProfile, placement: Placement) -> tuple[MemoryTerm, ...]:
+        """What its processes take of host memory besides what `estimate` counts. Pure."""

@@ -29,6 +29,7 @@ from agent.engines.base import (
     HttpReply,
     HttpRequest,
     Located,
+    Metric,
 )
 from agent.engines.executables import configured_or_on_path, devices, version
 from agent.engines.llama_cpp_devices import LIST_DEVICES, PREFIXES, flags, listed, names_of
@@ -81,6 +82,15 @@ class LlamaCpp:
                 "gpu_memory_utilization": "a tenth of a device is left for what was estimated too low",
             }
         ),
+    )
+
+    metrics: Mapping[Metric, str] = MappingProxyType(
+        {
+            Metric.RUNNING: "llamacpp:requests_processing",
+            Metric.WAITING: "llamacpp:requests_deferred",
+            Metric.PROMPT_TOKENS: "llamacpp:prompt_tokens_total",
+            Metric.GENERATED_TOKENS: "llamacpp:tokens_predicted_total",
+        }
     )
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from agent.engines.base import Engine, Located
+from agent.engines.base import LayersEngine, Located
 from agent.planning.amounts import Free, free_memory, mib, need
 from agent.planning.devices import Offer, Offers, label, largest_sets, offers, sets
 from agent.planning.layout import Designer, Layout, largest
@@ -48,7 +48,7 @@ class Fitted:
     rejected: tuple[Rejected, ...]
 
 
-def fit(request: PlanRequest, engine: Engine, located: Located, choice: Choice) -> Fitted:
+def fit(request: PlanRequest, engine: LayersEngine, located: Located, choice: Choice) -> Fitted:
     """Where it runs, with limits that fit. Raises `RefusedError` with the numbers."""
     free = free_memory(request)
     found = offers(request, request.spec.devices, located, choice.utilization)
@@ -68,7 +68,7 @@ def fit(request: PlanRequest, engine: Engine, located: Located, choice: Choice) 
     )
 
 
-def _experience(request: PlanRequest, engine: Engine, located: Located) -> Experience:
+def _experience(request: PlanRequest, engine: LayersEngine, located: Located) -> Experience:
     profile, spec = request.profile, request.spec
     fixed = Fixed(
         request.digest, profile.file_bytes, profile.architecture, profile.quantization, engine.name, located.version,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from agent.engines.base import Engine
+from agent.engines.base import LayersEngine
 from agent.planning.devices import Offer, environment
 from agent.planning.ledger import Experience
 from agent.planning.plan import Limits, MemoryBudget, Placement
@@ -34,7 +34,7 @@ class Designer:
     """Lays one model of one request out. `free` is the host memory that there is, in bytes."""
 
     request: PlanRequest
-    engine: Engine
+    engine: LayersEngine
     free: int
     experience: Experience
 

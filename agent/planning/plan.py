@@ -45,10 +45,13 @@ class MemoryBudget:
     pool: str
     terms: tuple[MemoryTerm, ...]
     unified: bool = False  # a device without memory of its own: it counts against the host as well
+    claimed: int | None = None  # what the engine takes as a whole; its cache is what its other terms leave of it
 
     @property
     def bytes(self) -> int:
-        """The whole budget: the sum of all terms and of their uncertainties."""
+        """The whole budget: what is claimed, or the sum of all terms and of their uncertainties."""
+        if self.claimed is not None:
+            return self.claimed
         return sum(term.bytes + term.uncertainty for term in self.terms)
 
 
@@ -94,6 +97,20 @@ class Placement:
     layers: tuple[int, ...] = ()  # on each device; the output counts as one; the CPU computes what is missing
     names: tuple[str, ...] = ()  # the engine's own ones, where it does not count the visible devices from 0
     environment: Mapping[str, str] = field(default_factory=dict)  # makes these devices visible, and no others
+    tensor: int = 1  # ranks that share each layer; tensor * pipeline * data devices
+    pipeline: int = 1  # stages of consecutive layers
+    data: int = 1  # replicas behind one port
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the plan's cache holds. `assured`: also where every term is as large as it may be."""
+
+    kv_bytes: int  # on all devices together
+    kv_tokens: int  # of all sequences together
+    requests: float  # of `max_model_len` tokens each, at the same time
+    assured: bool = True
+    doubt: str = ""  # what it depends on, where it is not assured
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +133,7 @@ class Plan:
     reasons: tuple[Reason, ...] = ()
     rejected: tuple[Rejected, ...] = ()
     placement: Placement = field(default_factory=Placement)
+    capacity: Capacity | None = None  # None: in plans of agents that did not count it
 
     @property
     def host_bytes(self) -> int:

@@ -7,8 +7,9 @@ Steps, each in its own module: which engine (`candidates`), which limits (`limit
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
-from agent.engines.base import Engine, Located
+from agent.engines.base import Engine, LayersEngine, Located
 from agent.planning.candidates import choose_engine
 from agent.planning.fitting import fit
 from agent.planning.limits import choose_limits
@@ -39,7 +40,7 @@ def _plan(request: PlanRequest) -> Plan:
     spec = request.spec
     variant, variant_reason = _variant(request)
     engine, located, engine_reason, rejected = choose_engine(request)
-    fitted = fit(request, engine, located, choose_limits(request, engine))
+    fitted = fit(request, cast("LayersEngine", engine), located, choose_limits(request, engine))
     name = spec.served_name or spec.name
     reasons = (
         engine_reason,

@@ -27,22 +27,39 @@ class DeviceState:
 
 
 @dataclass(frozen=True, slots=True)
+class Option:
+    """One variant that the model reference can mean: weights, and what they are."""
+
+    profile: ModelProfile
+    source: str  # the reference of exactly these weights: "file:/models/x.gguf", "hf:Qwen/Qwen3-8B-AWQ"
+    digest: str = ""  # of the weights, where their source publishes one
+    trust: str = ""  # who published them: "maker", "vendor", "community"; "": the reference names these very files
+
+
+@dataclass(frozen=True, slots=True)
 class PlanRequest:
     """One question. Bytes are of host memory."""
 
     spec: DeploymentSpec
     generation: int
-    profile: ModelProfile
+    options: tuple[Option, ...]  # at least one; what the reference names, or the published variants of a model
     inventory: Inventory  # its memory is the sample that the plan must fit into
     policy: Policy
     engines: Mapping[str, Engine]  # in order of preference
     located: Mapping[str, Located]  # those of them that have an executable here
-    digest: str = ""  # of the weights, where their source publishes one
     reserved_bytes: int = 0  # budgets of all other deployments
     resident_bytes: int = 0  # how much of those is in use already, so that `available` lacks it
     devices: Mapping[str, DeviceState] = field(default_factory=dict)  # by id; one that is missing is idle
     released_bytes: int = 0  # what this deployment's running instance gives back before the new one starts
     measurements: tuple[Measurement, ...] = ()  # of engines that ran before, here or elsewhere
+
+    @property
+    def profile(self) -> ModelProfile:
+        return self.options[0].profile
+
+    @property
+    def digest(self) -> str:
+        return self.options[0].digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from agent.models.profiles import ProfileError, Profiles
 from agent.planning.ledger import Measurement
 from agent.planning.plan import Plan
 from agent.planning.planner import assumed, plan
-from agent.planning.request import DeviceState, PlanRequest, Refusal
+from agent.planning.request import DeviceState, Option, PlanRequest, Refusal
 from agent.settings import NodeConfig
 from agent.spec import DeploymentSpec
 from agent.status import Diagnosis, DiagnosisCode, Progress
@@ -115,12 +115,11 @@ class Preparation:
             PlanRequest(
                 spec=spec,
                 generation=generation,
-                profile=profile,
+                options=(Option(profile, spec.model, found.digest),),
                 inventory=inventory,
                 policy=self._config.policy,
                 engines=ENGINES,
                 located=located,
-                digest=found.digest,
                 reserved_bytes=now.reserved,
                 resident_bytes=now.resident,
                 released_bytes=now.released,

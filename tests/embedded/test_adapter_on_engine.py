@@ -20,7 +20,7 @@ from agent.hardware import host
 from agent.models.profiles import Profiles
 from agent.planning.plan import Plan
 from agent.planning.planner import plan
-from agent.planning.request import PlanRequest
+from agent.planning.request import Option, PlanRequest
 from agent.settings import Policy
 from agent.spec import parse_spec
 from tests.gguf_factory import make_gguf
@@ -37,7 +37,7 @@ async def planned(model: Path, **fields: Any) -> Plan:
         PlanRequest(
             spec=parse_spec({"name": "d", "model": f"file:{model}"} | fields),
             generation=1,
-            profile=await Profiles().profile(model),
+            options=(Option(await Profiles().profile(model), f"file:{model}"),),
             inventory=host.inventory(),
             policy=Policy(),
             engines=ENGINES,

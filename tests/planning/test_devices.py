@@ -19,7 +19,7 @@ from agent.models.profile import ModelProfile
 from agent.planning.amounts import free_memory
 from agent.planning.plan import GIB, Plan
 from agent.planning.planner import assumed, plan
-from agent.planning.request import DeviceState, PlanRequest, Refusal
+from agent.planning.request import DeviceState, Option, PlanRequest, Refusal
 from agent.settings import Policy
 from agent.spec import parse_spec
 from agent.status import DiagnosisCode
@@ -50,7 +50,7 @@ def ask(
     return PlanRequest(
         spec=parse_spec({"name": "d", "model": "file:/m/m.gguf", "devices": asked} | fields),
         generation=1,
-        profile=profile,
+        options=(Option(profile, "file:/m/m.gguf"),),
         inventory=replace(INVENTORY, memory=memory, devices=devices, links=tuple(links)),
         policy=Policy.model_validate(policy or {}),
         engines=ENGINES,

@@ -17,7 +17,7 @@ from agent.models.profile import ModelProfile
 from agent.planning.amounts import free_memory
 from agent.planning.plan import GIB, Plan
 from agent.planning.planner import plan
-from agent.planning.request import PlanRequest, Refusal
+from agent.planning.request import Option, PlanRequest, Refusal
 from agent.settings import Policy
 from agent.spec import parse_spec
 from agent.status import DiagnosisCode
@@ -72,12 +72,11 @@ def ask(
     return PlanRequest(
         spec=parse_spec(spec(**fields)),
         generation=3,
-        profile=profile,
+        options=(Option(profile, "file:/m/m.gguf", "sha256:x"),),
         inventory=replace(INVENTORY, memory=memory),
         policy=Policy.model_validate(policy or {}),
         engines=ENGINES,
         located=located,
-        digest="sha256:x",
         reserved_bytes=reserved,
     )
 
