@@ -32,6 +32,7 @@ from agent.errors import AgentError
 from agent.runtimes.cgroups import Cgroups
 from agent.runtimes.process import ProcessRuntime
 from agent.settings import NodeConfig
+from agent.status import Phase
 from agent.store.sqlite import Store
 from agent.supervision import clock
 from agent.supervision.node import Node
@@ -135,7 +136,7 @@ async def _feed_watchdog(node: Node, upkeep: Upkeep) -> None:
             systemd.notify("WATCHDOG=1", f"STATUS={_status_line(node)}")
         else:
             log.error("work loop is late; the watchdog is not fed", seconds=round(late, 1))
-        await asyncio.sleep(period)
+        await clock.beat(period, clock.now())
 
 
 def _tell_enforcement(node: Node, cgroups: Cgroups) -> None:
@@ -148,9 +149,9 @@ def _tell_enforcement(node: Node, cgroups: Cgroups) -> None:
 
 
 def _status_line(node: Node) -> str:
-    snapshot = node.snapshot()
-    bad = [condition.type for condition in snapshot.node.conditions if condition.status is False]
-    line = f"{snapshot.node.ready} of {snapshot.node.deployments} deployments ready"
+    statuses = node.registry.statuses().values()
+    bad = [condition.type for condition in node.conditions.all() if condition.status is False]
+    line = f"{sum(status.phase is Phase.READY for status in statuses)} of {len(statuses)} deployments ready"
     return f"{line}; not good: {', '.join(bad)}" if bad else line
 
 

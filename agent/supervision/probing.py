@@ -7,7 +7,6 @@ they are the same); then a real inference, only while the engine is idle.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -61,8 +60,6 @@ class Prober:
         """Probe for ever. `started`: the startup probe passed before (an adopted instance)."""
         if not started:
             await self._startup()
-        # Instances that became ready together (or were adopted together) shall not be probed together for ever.
-        await asyncio.sleep(random.uniform(0, min(1.0, self._target.probes.readiness.period_seconds)))
         async with asyncio.TaskGroup() as group:
             for loop in self._serving_loops():
                 group.create_task(loop)
@@ -148,13 +145,13 @@ class Prober:
             verdict = Verdict.PASS if reply.status == 200 else Verdict.FAIL
             detail = "" if verdict is Verdict.PASS else f"HTTP {reply.status}: {reply.body[:200]}"
             self._post(Probed(kinds[0], verdict, detail, also=kinds[1:]))
-            await asyncio.sleep(max(0.0, period - (clock.now() - began)))
+            await clock.beat(period, began)
 
     async def _inference(self) -> None:
         """One token for real, so that an engine whose health answers while generation hangs is found out."""
         settings, work, idle_since = self._target.probes.inference, None, clock.now()
         while True:
-            await asyncio.sleep(settings.period_seconds)
+            await clock.beat(settings.period_seconds, clock.now())
             activity = await self._activity()
             if activity is None:
                 continue

@@ -53,12 +53,13 @@ class Upkeep:
 
     async def _every(self, period: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
+            began = clock.now()
             try:
                 await work()
             except (OSError, StoreError) as error:
                 # The next turn tries again; what stays wrong shows as a condition.
                 log.warning("upkeep failed", work=work.__name__, error=str(error))
-            await asyncio.sleep(period)
+            await clock.beat(period, began)
 
     async def _watch_devices(self) -> None:
         while True:

@@ -15,11 +15,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import mkdtemp
 
 from agent.v1 import agent_pb2 as pb
 from scripts._bench import peers
 from scripts._bench.figures import Figure, Sample, Target
-from scripts._bench.place import LAUNCHER, Place, milliseconds_since, spec
+from scripts._bench.place import LAUNCHER, SMALL, Place, milliseconds_since, spec
 from tests.harness import PHASE, Daemon, free_port, wait_true
 
 PART = "crash"
@@ -87,16 +88,26 @@ def answers(port: int) -> bool:
 
 
 def measure(place: Place, *, quick: bool) -> list[Figure]:
-    node = place.node("crash")
+    runs = QUICK_RUNS if quick else RUNS
     with ExitStack() as stack:
-        agent, child = _agent(place, node, stack)
-        others = [_peer(place, name, child, stack) for name in peers.present()]
-        time.sleep(HEALTHY_SECONDS)
-        steps = _crash_in_turns(node, agent, others, QUICK_RUNS if quick else RUNS)
-        to_exec, to_answer = _crash_figures(agent, others)
-        figures = [to_exec, *steps, to_answer]
-        figures.append(_hang_figure(node, agent, others, QUICK_HANG_RUNS if quick else HANG_RUNS))
-    return figures
+        node = place.node("crash-small", engines={"llama.cpp": {"binary": [str(place.small)]}})
+        agent, others = _contenders(place, node, stack)
+        steps = _crash_in_turns(node, agent, others, runs)
+        small = _exec_figure(agent, others, "a small child", Target("at most 10 ms", 10))
+    place.end()
+    with ExitStack() as stack:
+        node = place.node("crash")
+        agent, others = _contenders(place, node, stack)
+        _crash_in_turns(node, agent, others, runs)
+        hang = _hang_figure(node, agent, others, QUICK_HANG_RUNS if quick else HANG_RUNS)
+    return [small, *steps, _exec_figure(agent, others, "llama.cpp"), _answer_figure(agent, others), hang]
+
+
+def _contenders(place: Place, node: Daemon, stack: ExitStack) -> tuple[Contender, list[Contender]]:
+    agent, child = _agent(place, node, stack)
+    others = [_peer(place, name, child, stack) for name in peers.present()]
+    time.sleep(HEALTHY_SECONDS)
+    return agent, others
 
 
 @contextmanager
@@ -108,6 +119,7 @@ def _stamp(place: Place, name: str) -> Iterator[tuple[Path, int]]:
         yield path, end
     finally:
         os.close(end)
+        path.unlink()
 
 
 def _agent(place: Place, node: Daemon, stack: ExitStack) -> tuple[Contender, list[str]]:
@@ -121,7 +133,8 @@ def _agent(place: Place, node: Daemon, stack: ExitStack) -> tuple[Contender, lis
     contender.next_pid()
     contender.port = node.wait("m").instance.port
     argv = Path(f"/proc/{contender.pid}/cmdline").read_text().split("\0")[:-1]
-    return contender, [str(place.engine), *argv[argv.index(str(LAUNCHER)) + 1 :]]
+    program, engine = (SMALL, place.small) if str(SMALL) in argv else (LAUNCHER, place.engine)
+    return contender, [str(engine), *argv[argv.index(str(program)) + 1 :]]
 
 
 def _peer(place: Place, name: str, child: Sequence[str], stack: ExitStack) -> Contender:
@@ -129,7 +142,7 @@ def _peer(place: Place, name: str, child: Sequence[str], stack: ExitStack) -> Co
     contender = Contender(name, end, free_port())
     argv = list(child)
     argv[argv.index("--port") + 1] = str(contender.port)
-    peers.present()[name](place, place.directory(name.replace(" ", "-")), argv, {"STAMP": str(path)})
+    peers.present()[name](place, Path(mkdtemp(dir=place.root)), argv, {"STAMP": str(path)})
     contender.next_pid()
     wait_true(lambda: answers(contender.port), WAIT_SECONDS, f"{name}'s child answers")
     return contender
@@ -162,14 +175,15 @@ def _healthy(node: Daemon, agent: Contender) -> pb.Deployment:
     return node.wait_until(served_by_it, "m", WAIT_SECONDS, "ready again")
 
 
-def _crash_figures(agent: Contender, others: Sequence[Contender]) -> tuple[Figure, Figure]:
-    to_exec = Figure(
-        PART, "SIGKILL to exec of the replacement", "ms", Sample.of(agent.to_exec),
-        {contender.name: Sample.of(contender.to_exec) for contender in others}, Target("at most 10 ms", 10),
-    )  # fmt: skip
+def _exec_figure(agent: Contender, others: Sequence[Contender], child: str, target: Target | None = None) -> Figure:
+    took = {contender.name: Sample.of(contender.to_exec) for contender in others}
+    return Figure(PART, f"SIGKILL to exec of the replacement, {child}", "ms", Sample.of(agent.to_exec), took, target)
+
+
+def _answer_figure(agent: Contender, others: Sequence[Contender]) -> Figure:
     answer = {contender.name: Sample.of(contender.to_answer) for contender in others}
     target = Target("at most 1.1 x runit", 1.1 * answer["runit"].median) if "runit" in answer else None
-    return to_exec, Figure(PART, "SIGKILL to HTTP 200", "ms", Sample.of(agent.to_answer), answer, target)
+    return Figure(PART, "SIGKILL to HTTP 200", "ms", Sample.of(agent.to_answer), answer, target)
 
 
 def _hang_figure(node: Daemon, agent: Contender, others: Sequence[Contender], runs: int) -> Figure:

@@ -26,13 +26,15 @@ from tests.harness import Daemon, gone
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LAUNCHER = ROOT / "agent/embedded/llama_server.py"
+SMALL = ROOT / "scripts/_bench/small_engine.py"
 MARK = "LLM_AGENT_BENCH"
 
-#: The engine as everybody starts it: llama.cpp behind our launcher, which first says its pid to whoever measures.
+#: An engine as everybody starts it: llama.cpp behind our launcher, or the small one; first it says its pid to whoever
+#: measures.
 #: A FIFO, because file times are as coarse as the kernel's tick, and the reader wakes within some microseconds.
 ENGINE = """#!/bin/sh
 [ -z "$STAMP" ] || echo $$ >"$STAMP"
-exec {python} -E -P {launcher} "$@"
+exec {python} -E -P {program} "$@"
 """
 
 END_SECONDS = 20.0
@@ -43,7 +45,8 @@ READY_SECONDS = 120.0  # of the last of twenty engines that load at the same tim
 class Place:
     root: Path
     model: Path
-    engine: Path
+    engine: Path  # the real one
+    small: Path
 
     def directory(self, name: str) -> Path:
         path = self.root / name
@@ -102,10 +105,11 @@ def opened() -> Iterator[Place]:
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         root = Path(name)
         os.environ[MARK] = name  # for all that is started; the kernel does not show it as ours
-        engine = root / "engine"
-        engine.write_text(ENGINE.format(python=sys.executable, launcher=LAUNCHER))
-        engine.chmod(0o755)
-        place = Place(root, make_gguf(root / "tiny.gguf"), engine)
+        engine, small = root / "engine", root / "small-engine"
+        for path, program in ((engine, LAUNCHER), (small, SMALL)):
+            path.write_text(ENGINE.format(python=sys.executable, program=program))
+            path.chmod(0o755)
+        place = Place(root, make_gguf(root / "tiny.gguf"), engine, small)
         try:
             yield place
         finally:
