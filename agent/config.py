@@ -24,6 +24,7 @@ from agent.errors import FieldViolation, InvalidArgument
 from agent.paths import Paths, default_paths
 from agent.settings import (
     Api,
+    CatalogConfig,
     DaemonTuning,
     Directories,
     EngineConfig,
@@ -109,6 +110,7 @@ def defaults(scope: Scope, environ: Mapping[str, str], written: Tree) -> Tree:
             "control": {"path": str(paths.control_socket), "mode": "0600"},
             "readonly": {"path": str(paths.readonly_socket), "mode": "0666" if scope == "system" else "0600"},
         },
+        "catalog": {name: str(paths.config / "catalog" / f"{name}.yaml") for name in CatalogConfig.model_fields},
     }
 
 

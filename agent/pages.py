@@ -66,6 +66,7 @@ The configuration directory is `/etc/llm-node-agent` for the system's agent and 
 | `api.control.mode` | `0600` | `0600` |
 | `api.readonly.path` | `readonly.sock` in the runtime directory | the same |
 | `api.readonly.mode` | `0666` | `0600` |
+| `catalog.models` | `/etc/llm-node-agent/catalog/models.yaml` | `catalog/models.yaml` in the configuration directory |
 
 `configs/agentd.example.yaml` shows every field with its default; `configs/schema/agentd.schema.json` is for editors.
 """
@@ -163,7 +164,7 @@ def _readable(value: Any, kind: str) -> str:
 # The example
 
 #: Their defaults depend on the scope or the host.
-_HOST_DEPENDENT = frozenset({"node_name", "scope", "directories", "api"})
+_HOST_DEPENDENT = frozenset({"node_name", "scope", "directories", "api", "catalog"})
 
 _EXAMPLE_HEADING = """# yaml-language-server: $schema=schema/agentd.schema.json
 #

@@ -221,6 +221,28 @@ EngineName = Annotated[
     ),
 ]
 
+Endpoint = Annotated[
+    str,
+    Field(max_length=1000),
+    Matches(
+        r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::\d{1,5})?(?:/[A-Za-z0-9._~/-]*)?",
+        "must be http:// or https://, a host and perhaps a port and a path, without user, query and fragment",
+        "address of a server",
+    ),
+]
+
+#: Host and perhaps port of a container registry, as image names begin with.
+REGISTRY = r"[a-z0-9][a-z0-9.-]*(?::[0-9]{1,5})?"
+
+RepositoryPrefix = Annotated[
+    str,
+    Matches(
+        REGISTRY + r"(?:/[a-z0-9._-]+)*",
+        "must be a registry and perhaps a path, such as docker.io/vllm or ghcr.io/ggml-org/llama.cpp",
+        "repository",
+    ),
+]
+
 HostName = Annotated[
     str,
     Matches(

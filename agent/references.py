@@ -1,14 +1,15 @@
-"""What a spec refers to, as kinds of values: models, devices, ports, and variables of the engine's environment."""
+"""What is referred to, as kinds of values: models, images, devices, ports, variables of an engine's environment."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
-from agent.quantities import NonEmptyLine, Port, VariableName
+from agent.quantities import REGISTRY, NonEmptyLine, Port, VariableName
 from agent.strict import TAG, broken, echo, unknown
 
 # Model references
@@ -26,17 +27,70 @@ def _package_reference(rest: str) -> str:
     return rest
 
 
+@dataclass(frozen=True, slots=True)
+class HubReference:
+    """`owner/name[@revision][:variant]`: a repository of the Hugging Face hub."""
+
+    repo: str
+    revision: str = ""
+    variant: str = ""  # a quantization, or a level of GGUF
+
+    _FORM = re.compile(
+        r"([A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96})(?:@(\w[\w./-]{0,127}))?(?::(\w[\w.-]{0,63}))?", re.ASCII
+    )
+
+    @classmethod
+    def parse(cls, text: str) -> HubReference | None:
+        """Without the scheme. None for what cannot be one, a file's path among that."""
+        found = cls._FORM.fullmatch(text)
+        if found is None or ".." in text or found[1].lower().endswith(".gguf"):
+            return None
+        return cls(found[1], found[2] or "", found[3] or "")
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return self.repo + revision + (f":{self.variant}" if self.variant else "")
+
+
+def _hub_reference(rest: str) -> str:
+    if HubReference.parse(rest) is None:
+        raise broken(
+            "must be owner/name after 'hf:', then @revision or :quantization where they matter, such as "
+            "hf:Qwen/Qwen3-8B-AWQ or hf:unsloth/Qwen3-8B-GGUF:Q4_K_M"
+        )
+    return rest
+
+
+def _url_reference(rest: str) -> str:
+    """Of a GGUF file on a web server."""
+    url, _, digest = rest.partition("#")
+    form = r"//(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::\d{1,5})?/[^\s?#@\\]*\.gguf(?:\?[^\s#]*)?"
+    if re.fullmatch(form, url, re.ASCII) is None or ".." in url.split("/"):
+        raise broken("must be the URL of a GGUF file, such as https://host/model.gguf#sha256=...; without a password")
+    if "#" in rest and re.fullmatch(r"sha256=[0-9a-f]{64}", digest) is None:
+        raise broken("must end with #sha256= and 64 hexadecimal digits in lower case, or without '#'")
+    return rest
+
+
 #: The schemes of model references, and how the rest of each is checked and written. Whether a node allows a scheme is
 #: the policy's business.
-MODEL_SCHEMES: Mapping[str, Callable[[str], str]] = {"file": _file_reference, "package": _package_reference}
+MODEL_SCHEMES: Mapping[str, Callable[[str], str]] = {
+    "file": _file_reference,
+    "package": _package_reference,
+    "hf": _hub_reference,
+    "https": _url_reference,
+    "http": _url_reference,
+}
 
 
 def _model_reference(value: str) -> str:
     if value.startswith("/"):
         value = f"file:{value}"
+    elif HubReference.parse(value) is not None:
+        value = f"hf:{value}"
     scheme, colon, rest = value.partition(":")
     if not colon or not scheme.isidentifier() or not value.isprintable():
-        raise broken("must be file:/absolute/path.gguf or package:import_name/path.gguf")
+        raise broken("must be file:/absolute/path.gguf, package:import_name/path.gguf or hf:owner/name")
     if scheme not in MODEL_SCHEMES:
         raise broken(unknown("scheme", scheme, tuple(MODEL_SCHEMES)))
     return f"{scheme}:{MODEL_SCHEMES[scheme](rest)}"
@@ -45,6 +99,31 @@ def _model_reference(value: str) -> str:
 ModelReference = Annotated[
     str, Field(max_length=4096, json_schema_extra={"title": "model reference"}), AfterValidator(_model_reference)
 ]
+
+# Images
+
+REPOSITORY = REGISTRY + r"(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)+"
+TAG_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+DIGEST = r"sha256:[0-9a-f]{64}"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReference:
+    """One container image as it is pulled. The repository names its registry: docker.io/vllm/vllm-openai."""
+
+    repository: str
+    tag: str
+    digest: str = ""  # "sha256:..." where it is pinned; it decides, and the tag is for people
+    architecture: str = ""  # "amd64", "arm64"; "": this host's own
+    bytes: int = 0  # compressed, about; 0: not known
+
+    @property
+    def registry(self) -> str:
+        return self.repository.partition("/")[0]
+
+    def __str__(self) -> str:
+        return f"{self.repository}:{self.tag}" + (f"@{self.digest}" if self.digest else "")
+
 
 # Environment and secrets
 

@@ -8,25 +8,30 @@ host, so a `NodeConfig` is made by `agent.config.load_config` only.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from agent.quantities import (
     GIB,
     KIB,
     MIB,
+    REGISTRY,
     AbsolutePath,
     Address,
     Argument,
     Bytes,
+    Endpoint,
     EngineName,
     FileMode,
     Fraction,
     HostName,
     NonEmptyLine,
     Port,
+    RepositoryPrefix,
     Seconds,
+    VariableName,
     Word,
 )
 from agent.strict import Strict, broken, plain
@@ -145,6 +150,7 @@ class PolicyLimits(Strict):
 
 
 OnDrift = Literal["warn", "restart"]
+ModelVariants = Literal["named", "maker", "known", "any"]
 
 
 class DeviceDrift(Strict):
@@ -169,11 +175,36 @@ class Policy(Strict):
         tuple[EngineName, ...] | None, Field(strict=False, description="The engines that are allowed. Default: all.")
     ] = None
     model_sources: Annotated[
-        tuple[Literal["file", "package"], ...],
+        tuple[Literal["file", "package", "hf", "https", "http"], ...],
         Field(
-            strict=False, description="Schemes of model references that are allowed. All: both read local files only."
+            strict=False,
+            description="Schemes of model references that are allowed. file and package read local files, hf fetches "
+            "from the hub that fetch.endpoint names. https and http, files by URL, are left out: they reach any host.",
         ),
-    ] = ("file", "package")
+    ] = ("file", "package", "hf")
+    model_organisations: Annotated[
+        tuple[Word, ...] | None,
+        Field(
+            strict=False,
+            description="Owners of repositories on the hub that are allowed, such as [Qwen, unsloth]. Default: all.",
+        ),
+    ] = None
+    model_variants: Annotated[
+        ModelVariants,
+        Field(
+            description="Whose quantized variants may be chosen for a model that the catalog does not know. named: "
+            "only what the reference names; maker: those of the model's publisher too; known: also those of vendors "
+            "and of publishers whose repositories the catalog lists; any: anybody's. known: their files are in wide "
+            "use."
+        ),
+    ] = "known"
+    pickle: Annotated[
+        bool,
+        Field(
+            description="Fetch weights that are pickle files (.bin, .pt) where a model has no others. false: who loads "
+            "such a file runs the code in it."
+        ),
+    ] = False
     model_directories: Annotated[
         tuple[AbsolutePath, ...] | None,
         Field(strict=False, description="Where files of `file:` references may lie. Default: anywhere."),
@@ -221,6 +252,174 @@ class EngineConfig(Strict):
             "then the embedded one.",
         ),
     ] = None
+
+
+class CatalogConfig(Strict):
+    """What the agent knows of models without asking anybody."""
+
+    models: Annotated[
+        AbsolutePath,
+        Field(
+            description="The operator's own entries, in the form of docs/reference/catalog.md; it need not exist. "
+            "Default: catalog/models.yaml in the configuration directory."
+        ),
+    ]
+    engines: Annotated[
+        AbsolutePath,
+        Field(
+            description="The operator's own engine images, in the form of docs/reference/images.md; it need not exist. "
+            "Default: catalog/engines.yaml in the configuration directory."
+        ),
+    ]
+
+
+class FetchConfig(Strict):
+    """How weights are fetched from a hub or by URL."""
+
+    endpoint: Annotated[
+        Endpoint | None,
+        Field(description="Address of the hub, or of a mirror. Default: HF_ENDPOINT, then https://huggingface.co."),
+    ] = None
+    token_file: Annotated[
+        AbsolutePath | None,
+        Field(description="File with the hub's token, readable by the agent; read at each pull. Default: token_env."),
+    ] = None
+    token_env: Annotated[
+        VariableName,
+        Field(description="Variable of the agent's environment with the hub's token. It need not exist: many models "
+              "are public."),
+    ] = "HF_TOKEN"  # fmt: skip
+    offline: Annotated[
+        bool | None,
+        Field(description="Fetch nothing, use what is in the cache. Default: whether HF_HUB_OFFLINE is set."),
+    ] = None
+    connections: Annotated[
+        int,
+        Field(ge=1, le=64, description="Connections of a pull. 4: one rarely fills a fast network; more annoy hubs."),
+    ] = 4
+    bytes_per_second: Annotated[
+        int, Bytes(), Field(description="Bandwidth of all pulls together, such as 100MB. 0: as fast as it goes.")
+    ] = 0
+    stall_seconds: Annotated[
+        float,
+        Seconds(1),
+        Field(description="A pull ends when nothing came for so long. 60: most outages are shorter."),
+    ] = 60.0
+    disk_reserve_bytes: Annotated[
+        int,
+        Bytes(),
+        Field(description="Free space that pulls leave on the cache's disk. 1GiB: the system and engines write too."),
+    ] = GIB
+
+
+def _mirrors(value: dict[str, str]) -> dict[str, str]:
+    for registry, prefix in value.items():
+        if registry != "*" and not re.fullmatch(REGISTRY, registry):
+            raise broken("must be a registry such as docker.io, or '*' for all others", registry)
+        if not re.fullmatch(f"{REGISTRY}(/[a-z0-9._-]+)*", prefix):
+            raise broken("must be a registry and perhaps a path, such as mirror.example.com/hub", registry)
+    return value
+
+
+class ImagesConfig(Strict):
+    """How engine images are pulled, by the container engine of this host."""
+
+    repositories: Annotated[
+        tuple[RepositoryPrefix, ...] | None,
+        Field(
+            strict=False,
+            description="Repositories that are allowed, each with all below it, such as [docker.io/vllm]; by the names "
+            "that catalogs use, whatever the mirror. Default: all.",
+        ),
+    ] = None
+    require_digest: Annotated[
+        bool,
+        Field(description="Refuse images that catalogs do not pin to a digest. false: those that ship are not pinned."),
+    ] = False
+    mirrors: Annotated[
+        dict[str, str],
+        AfterValidator(_mirrors),
+        Field(
+            description="Where a registry's images are pulled from instead: {docker.io: mirror.example.com/hub}. Below "
+            "that of '*' they keep their registry's name. Default: none."
+        ),
+    ] = Field(default_factory=dict)
+    credentials: Annotated[
+        AbsolutePath | None,
+        Field(
+            description="File with the registries' credentials, in the form of ~/.docker/config.json, readable by the "
+            "agent; read at each pull. Default: none."
+        ),
+    ] = None
+    offline: Annotated[bool, Field(description="Pull nothing, use what the container engine has.")] = False
+    stall_seconds: Annotated[
+        float,
+        Seconds(1),
+        Field(
+            description="A try to pull ends when nothing moved for so long. 3m: the container engine's own retries "
+            "take 75 s, and large layers are unpacked in silence for a while."
+        ),
+    ] = 180.0
+    answer_seconds: Annotated[
+        float,
+        Seconds(1),
+        Field(description="Wait for an answer of the container engine or, through it, of a registry. 60: a busy one "
+              "is slow."),
+    ] = 60.0  # fmt: skip
+    tries: Annotated[
+        int,
+        Field(ge=1, le=100, description="Tries in a row that bring nothing, until the pull fails. 5: half a minute."),
+    ] = 5
+    retry_seconds: Annotated[
+        float,
+        Seconds(0.01),
+        Field(description="Pause before the second try; each one after it is twice as long, to a minute at most. 2: "
+              "many faults are gone by then."),
+    ] = 2.0  # fmt: skip
+    disk_reserve_bytes: Annotated[
+        int,
+        Bytes(),
+        Field(
+            description="Free space that pulls leave on the container engine's disk. 2GiB: containers write there too."
+        ),
+    ] = 2 * GIB
+
+
+class ArtifactsConfig(Strict):
+    """How long what was fetched stays in the cache. What is in use, desired by a deployment or pinned always does."""
+
+    disk_high: Annotated[
+        Fraction,
+        Field(
+            description="Part of the cache's file system in use, by whatever, from which on what nobody wants is "
+            "removed, least recently used first. 0.9: a fuller one grows slow, and the rest of the system needs room."
+        ),
+    ] = 0.9
+    disk_low: Annotated[
+        Fraction,
+        Field(description="Part in use down to which it is. 0.8: room for a large model, without fetching it again "
+              "soon."),
+    ] = 0.8  # fmt: skip
+    min_age_seconds: Annotated[
+        float,
+        Seconds(0),
+        Field(description="What was fetched or used within this time stays. 1h: it may be wanted again at once."),
+    ] = 3600.0
+    partial_age_seconds: Annotated[
+        float,
+        Seconds(0),
+        Field(
+            description="Parts of pulls that nobody goes on with are removed after this time, however much room there "
+            "is. 7d: a pull can rest over a weekend."
+        ),
+    ] = 7 * 86_400.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.disk_low > self.disk_high:
+            rule = f"must be at most artifacts.disk_high, which is {plain(self.disk_high)} (got {plain(self.disk_low)})"
+            raise broken(rule, "disk_low")
+        return self
 
 
 class LogPolicy(Strict):
@@ -297,6 +496,17 @@ class NodeConfig(Strict):
         dict[EngineName, EngineConfig],
         Field(description="Engines by name, such as llama.cpp. Default: found as they are."),
     ] = Field(default_factory=dict)
+    catalog: Annotated[CatalogConfig, Field(description="What the agent knows of models without asking anybody.")]
+    fetch: Annotated[FetchConfig, Field(description="How weights are fetched from a hub or by URL.")] = Field(
+        default_factory=FetchConfig
+    )
+    images: Annotated[
+        ImagesConfig, Field(description="How engine images are pulled, by the container engine of this host.")
+    ] = Field(default_factory=ImagesConfig)
+    artifacts: Annotated[
+        ArtifactsConfig,
+        Field(description="How long what was fetched stays. What is in use, desired or pinned always does."),
+    ] = Field(default_factory=ArtifactsConfig)
     logs: Annotated[
         LogPolicy,
         Field(description="How much of the engines' output is kept: attempts x files x max_bytes for a deployment."),

@@ -298,7 +298,10 @@ class DeploymentSpec(Strict):
     name: Annotated[Label, Field(description="Name of the deployment, unique on the node.")]
     model: Annotated[
         ModelReference,
-        Field(description="file:/absolute/path.gguf, or package:import_name/path.gguf inside of a Python package."),
+        Field(
+            description="file:/absolute/path.gguf; package:import_name/path.gguf inside of a Python package; or "
+            "hf:owner/name[@revision][:quantization] of the Hugging Face hub, where hf: may be left out."
+        ),
     ]
     served_name: Annotated[Line, Field(description="What clients send as `model`. Default: the deployment's name.")] = (
         ""
@@ -310,7 +313,8 @@ class DeploymentSpec(Strict):
         Word, Field(description="Name of an engine. auto: the agent chooses one that can serve the model here.")
     ] = "auto"
     quantization: Annotated[
-        Word, Field(description="Name of a quantization (Q4_K_M, awq). auto: what the model reference holds.")
+        Word,
+        Field(description="Name of a quantization (Q4_K_M, awq). auto: the best of what the reference names."),
     ] = "auto"
     workload: Annotated[Workload, Field(description="Hints for the defaults of the limits.")] = Field(
         default_factory=Workload

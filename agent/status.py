@@ -61,6 +61,11 @@ class DiagnosisCode(StrEnum):
     VANISHED = "vanished"  # it ended while the agent was away and left no exit status (reboot)
     OFF_BUDGET = "off_budget"  # it left its plan: more device memory, another device, or no device at all
     DEVICE_FAILED = "device_failed"  # a device that it runs on is lost or quarantined
+    SHARED_MEMORY = "shared_memory"  # /dev/shm is too small for what its processes share
+    COMMUNICATION_FAILED = "communication_failed"  # its devices could not talk to each other (NCCL, RCCL)
+    SOURCE_UNAVAILABLE = "source_unavailable"  # a hub or registry did not answer, or not in its protocol, or said later
+    RUNTIME_UNAVAILABLE = "runtime_unavailable"  # the container engine does not run, does not answer, or refuses us
+    DISK_FULL = "disk_full"  # the engine could not write its own files
     STORE_FAILED = "store_failed"  # state could not be made durable, so nothing was started
     # a retry cannot help
     BAD_FLAG = "bad_flag"  # the engine refused an argument
@@ -69,7 +74,15 @@ class DiagnosisCode(StrEnum):
     MODEL_MISSING = "model_missing"  # the model's files are not where the source says
     MODEL_CORRUPT = "model_corrupt"  # truncated, garbage, or a digest that does not match
     MODEL_UNSUPPORTED = "model_unsupported"  # the engine does not know the architecture or format
+    MODEL_GATED = "model_gated"  # its publisher gives it only to who asked, and the token has no such right
+    IMAGE_MISSING = "image_missing"  # no such image in its registry, none that is known, or none here while offline
+    IMAGE_CORRUPT = "image_corrupt"  # what the registry sends is not what the digest promises
+    IMAGE_DENIED = "image_denied"  # the registry wants other credentials, or any
+    DEVICE_UNSUPPORTED = "device_unsupported"  # the engine has no kernels for this device, or it cannot do the type
+    DRIVER_UNSUPPORTED = "driver_unsupported"  # the driver is too old for this build, or its parts do not match
+    TOOLKIT_MISSING = "toolkit_missing"  # the container toolkit, or a compiler that the engine wants, is not there
     DOES_NOT_FIT = "does_not_fit"  # needs more memory than is free
+    CACHE_TOO_SMALL = "cache_too_small"  # the engine's cache would not hold one request of the longest length
     PORT_TAKEN = "port_taken"  # a stranger listens on the port
     SECRET_MISSING = "secret_missing"  # a secret reference cannot be resolved
     POLICY_DENIED = "policy_denied"  # node policy forbids it (it may have changed since admission)
@@ -85,7 +98,15 @@ FATAL: frozenset[DiagnosisCode] = frozenset(
         DiagnosisCode.MODEL_MISSING,
         DiagnosisCode.MODEL_CORRUPT,
         DiagnosisCode.MODEL_UNSUPPORTED,
+        DiagnosisCode.MODEL_GATED,
+        DiagnosisCode.IMAGE_MISSING,
+        DiagnosisCode.IMAGE_CORRUPT,
+        DiagnosisCode.IMAGE_DENIED,
+        DiagnosisCode.DEVICE_UNSUPPORTED,
+        DiagnosisCode.DRIVER_UNSUPPORTED,
+        DiagnosisCode.TOOLKIT_MISSING,
         DiagnosisCode.DOES_NOT_FIT,
+        DiagnosisCode.CACHE_TOO_SMALL,
         DiagnosisCode.PORT_TAKEN,
         DiagnosisCode.SECRET_MISSING,
         DiagnosisCode.POLICY_DENIED,
@@ -196,6 +217,7 @@ class Granted:
     max_model_len: int | None = None  # tokens per sequence
     max_num_seqs: int | None = None
     model: str = ""
+    kv_tokens: int | None = None  # tokens that its cache holds, of all sequences together
 
 
 @dataclass(frozen=True, slots=True)

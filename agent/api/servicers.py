@@ -11,11 +11,12 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from agent.api import mapping, names, requests
+from agent.api import artifacts, mapping, names, outlook, requests
+from agent.api.structs import struct_to_dict
 from agent.errors import NotFound
 from agent.planning.ledger import Measurement
 from agent.status import DeploymentStatus, DeviceStatus, InstanceStatus
-from agent.supervision.service import ArtifactStatus, NodeApi
+from agent.supervision.service import ArtifactState, ArtifactStatus, KnownModel, NodeApi
 from agent.v1 import agent_pb2 as pb
 
 UnaryHandler = Callable[[Any], Message | bytes | Awaitable[Message]]
@@ -34,11 +35,14 @@ _DEVICES: requests.Listing[DeviceStatus] = requests.Listing(
     (str, int, str),
 )
 _ARTIFACTS: requests.Listing[ArtifactStatus] = requests.Listing(
-    "artifacts", lambda item: (names.artifact_name(item.variant),), (str,)
+    "artifacts",
+    lambda item: (item.state is ArtifactState.EXTERNAL, -(item.used_at or 0.0), item.id),  # last used first
+    (bool, float, str),
 )
 _MEASUREMENTS: requests.Listing[Measurement] = requests.Listing(
     "measurements", lambda item: (float(item.at), item.id), (float, str)
 )
+_MODELS: requests.Listing[KnownModel] = requests.Listing("models", lambda item: (item.id,), (str,))
 
 
 class Servicers:
@@ -70,12 +74,20 @@ class Servicers:
             "agent.v1.InstanceService.GetInstance": self.get_instance,
             "agent.v1.EventService.ListEvents": self.list_events,
             "agent.v1.ArtifactService.ListArtifacts": self.list_artifacts,
+            "agent.v1.ArtifactService.PinArtifact": self.pin_artifact,
+            "agent.v1.ArtifactService.UnpinArtifact": self.unpin_artifact,
+            "agent.v1.ArtifactService.DeleteArtifact": self.delete_artifact,
+            "agent.v1.ArtifactService.CollectArtifacts": self.collect_artifacts,
+            "agent.v1.CatalogService.ListModels": self.list_models,
+            "agent.v1.CatalogService.ResolveModel": self.resolve_model,
             "agent.v1.LedgerService.ListMeasurements": self.list_measurements,
             "agent.v1.LedgerService.ImportMeasurements": self.import_measurements,
         }
         self.streams: Mapping[str, StreamHandler] = {
             "agent.v1.DeploymentService.Watch": self.watch,
             "agent.v1.InstanceService.StreamLogs": self.stream_logs,
+            "agent.v1.ArtifactService.PullArtifact": self.pull_artifact,
+            "agent.v1.CatalogService.FitCatalog": self.fit_catalog,
         }
 
     def get_status(self, _request: pb.GetStatusRequest) -> bytes:
@@ -146,7 +158,7 @@ class Servicers:
     async def plan_deployment(self, request: pb.PlanDeploymentRequest) -> pb.PlanDeploymentResponse:
         spec = requests.spec(request.spec)
         hardware = requests.hardware(request.hardware) if request.HasField("hardware") else None
-        return mapping.planned(await self._node.plan(spec, hardware))
+        return outlook.planned(await self._node.plan(spec, hardware))
 
     async def restart_deployment(self, request: pb.RestartDeploymentRequest) -> pb.Deployment:
         name, request_id = _target(request)
@@ -200,9 +212,42 @@ class Servicers:
         token = requests.encode_token("events", (page[0].seq,)) if len(found) > size else ""
         return pb.ListEventsResponse(events=[mapping.event(item) for item in page], next_page_token=token)
 
-    def list_artifacts(self, request: pb.ListArtifactsRequest) -> pb.ListArtifactsResponse:
-        page, token = _ARTIFACTS.page(self._node.artifacts(), request.page_size, request.page_token)
-        return pb.ListArtifactsResponse(artifacts=[mapping.artifact(item) for item in page], next_page_token=token)
+    async def list_artifacts(self, request: pb.ListArtifactsRequest) -> pb.ListArtifactsResponse:
+        found = await self._node.artifacts()
+        page, token = _ARTIFACTS.page(found.artifacts, request.page_size, request.page_token)
+        return pb.ListArtifactsResponse(
+            artifacts=[artifacts.artifact(item) for item in page],
+            next_page_token=token,
+            disk=artifacts.disk(found.disk) if found.disk else None,
+        )
+
+    def pull_artifact(self, request: pb.PullArtifactRequest) -> Stream:
+        return self._node.pull(requests.reference(request.reference)), artifacts.pulling
+
+    async def pin_artifact(self, request: pb.PinArtifactRequest) -> pb.Artifact:
+        return artifacts.artifact(await self._node.pin(names.parse_artifact(request.name, "name"), pinned=True))
+
+    async def unpin_artifact(self, request: pb.UnpinArtifactRequest) -> pb.Artifact:
+        return artifacts.artifact(await self._node.pin(names.parse_artifact(request.name, "name"), pinned=False))
+
+    async def delete_artifact(self, request: pb.DeleteArtifactRequest) -> pb.DeleteArtifactResponse:
+        name, request_id = names.parse_artifact(request.name, "name"), requests.request_id(request.request_id)
+        return artifacts.deleted(await self._node.delete_artifact(name, request_id=request_id))
+
+    async def collect_artifacts(self, request: pb.CollectArtifactsRequest) -> pb.CollectArtifactsResponse:
+        return artifacts.collection(await self._node.collect(dry_run=request.dry_run, everything=request.all))
+
+    async def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
+        page, token = _MODELS.page(await self._node.models(), request.page_size, request.page_token)
+        return pb.ListModelsResponse(models=[outlook.model(item) for item in page], next_page_token=token)
+
+    async def resolve_model(self, request: pb.ResolveModelRequest) -> pb.ResolveModelResponse:
+        found, reference = await self._node.resolve_model(requests.model_name(request.text))
+        return pb.ResolveModelResponse(model=outlook.model(found), reference=reference)
+
+    def fit_catalog(self, request: pb.FitCatalogRequest) -> Stream:
+        hardware = requests.hardware(request.hardware) if request.HasField("hardware") else None
+        return self._node.fit(struct_to_dict(request.template), hardware), outlook.fit
 
     def list_measurements(self, request: pb.ListMeasurementsRequest) -> pb.ListMeasurementsResponse:
         page, token = _MEASUREMENTS.page(self._node.measurements(), request.page_size, request.page_token)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from agent.status import Diagnosis
+from agent.artifacts.errors import ArtifactError
+from agent.artifacts.pulls import Pulls
+from agent.settings import FetchConfig
+
+__all__ = ["ArtifactError", "Fetched", "SourcePolicy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,21 +20,19 @@ class SourcePolicy:
     schemes: frozenset[str]
     directories: tuple[Path, ...] | None
     cache: Path
+    organisations: frozenset[str] | None = None  # owners of repositories, in lower case; None: all
+    pickle: bool = False  # whether weights that can run code may be fetched
+    fetching: FetchConfig = field(default_factory=FetchConfig)
+    token: Callable[[], str] = str  # the hub's token, read anew for each pull; "": none
+    pulls: Pulls = field(default_factory=Pulls)  # those under way
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A model's first (mostly only) file. `digest` is "" where the source publishes none."""
+    """A model's first (mostly only) file, or the directory of a model of several. `digest` is "" where the source
+    publishes none; of a directory it is that of the list of its files."""
 
     path: Path
     digest: str
     bytes: int
     source: str
-
-
-class ArtifactError(Exception):
-    """The artifact cannot be had; `diagnosis` says why."""
-
-    def __init__(self, diagnosis: Diagnosis) -> None:
-        super().__init__(diagnosis.message)
-        self.diagnosis = diagnosis

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from agent.artifacts import source_file, source_package
+from agent.artifacts import source_file, source_hf, source_package, source_url
 from agent.artifacts.base import ArtifactError, Fetched, SourcePolicy
 from agent.status import Diagnosis, DiagnosisCode, Progress
 
@@ -26,10 +26,15 @@ class Source:
     fetch: Callable[[str, SourcePolicy, ShowProgress], Awaitable[Fetched]]
 
 
+_HTTPS, _HTTP = source_url.UrlSource("https"), source_url.UrlSource("http")
+
 #: Scheme -> source.
 SOURCES: Mapping[str, Source] = {
     "file": Source(source_file.resolve, source_file.fetch),
     "package": Source(source_package.resolve, source_package.fetch),
+    "hf": Source(source_hf.resolve, source_hf.fetch),
+    "https": Source(_HTTPS.resolve, _HTTPS.fetch),
+    "http": Source(_HTTP.resolve, _HTTP.fetch),
 }
 
 

@@ -30,8 +30,9 @@ class App:
         return self._client(change=True)
 
     def _client(self, *, change: bool) -> Client:
-        path = connect.find(self.socket, self.environ, change=change)
-        self.client = Client(path, timeout=self.timeout)
+        if self.client is None:  # one command is of one kind, whatever it asks
+            path = connect.find(self.socket, self.environ, change=change)
+            self.client = Client(path, timeout=self.timeout)
         return self.client
 
     def close(self) -> None:

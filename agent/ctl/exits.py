@@ -33,15 +33,15 @@ MEANING: Final[dict[Exit, str]] = {
     Exit.OK: "It is done.",
     Exit.UNEXPECTED: "A fault in agentctl or agentd that has no class of its own.",
     Exit.USAGE: "Wrong usage, or a spec or configuration that breaks a rule. Nothing was changed.",
-    Exit.NOT_FOUND: "The named deployment, instance or file does not exist.",
+    Exit.NOT_FOUND: "The named deployment, instance, model or file does not exist.",
     Exit.CONFLICT: "It was changed by somebody else, or the name serves something else. Read again, then retry.",
-    Exit.PRECONDITION: "The node cannot do it as it stands: does not fit, policy, disk full, older daemon.",
+    Exit.PRECONDITION: "The node cannot do it as it stands: no room, policy, no weights, disk full, older daemon.",
     Exit.UNREACHABLE: "No agentd answers: not running, still starting, or hung.",
     Exit.TIMEOUT: "What was waited for did not happen within --timeout. It may still happen.",
     Exit.PERMISSION: "The socket may not be opened, or is the read-only one.",
     Exit.DEPLOYMENT_FAILED: "The deployment ended in FAILED; the diagnosis is printed.",
     Exit.ERRORS_FOUND: "`agentctl doctor` found at least one error. Warnings and notes leave it at 0.",
-    Exit.INTERRUPTED: "Interrupted with Ctrl-C. What was asked of the daemon goes on.",
+    Exit.INTERRUPTED: "Interrupted with Ctrl-C. What was asked of the daemon goes on; a pull stops, to be resumed.",
     Exit.BROKEN_PIPE: "The reader of our output went away.",
 }
 

@@ -11,7 +11,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from agent.ctl.app import App
-from agent.ctl.completion import deployment_names, device_ids
+from agent.ctl.completion import artifact_references, deployment_names, device_ids, model_names
 from agent.ctl.output import Format
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -82,17 +82,18 @@ def call_timeout(command: Command) -> Command:
     )(command)
 
 
-def output(*, wide: bool = True) -> Callable[[Command], Command]:
+def output(*, wide: bool = True, svg: bool = False) -> Callable[[Command], Command]:
     """Adds -o. `wide=False` for commands whose table has no more columns; they read it as `table`."""
     names = "more columns, " if wide else ""
+    picture = ", or a picture" if svg else ""
     return click.option(
         "-o",
         "--output",
         "form",
-        type=click.Choice(Format, case_sensitive=False),
+        type=click.Choice([one for one in Format if svg or one is not Format.SVG], case_sensitive=False),
         default="table",
         show_default=True,
-        help=f"A table for people, {names}or JSON or YAML for programs.",
+        help=f"A table for people, {names}or JSON or YAML for programs{picture}.",
     )
 
 
@@ -153,6 +154,20 @@ def complete_devices(ctx: click.Context, param: click.Parameter, incomplete: str
     actions = () if param.required else DEVICE_ACTIONS
     known = (*actions, *device_ids(ctx.ensure_object(App)))
     return [CompletionItem(one) for one in known if one.startswith(incomplete)]
+
+
+def complete_artifacts(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """References of what the cache holds, without those that are on the line already."""
+    taken = ctx.params.get(param.name or "") or ()
+    known = dict.fromkeys(artifact_references(ctx.ensure_object(App)))
+    return [CompletionItem(one) for one in known if one.startswith(incomplete) and one not in taken]
+
+
+def complete_models(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of the catalog; files, where none begins so."""
+    known = model_names(ctx.ensure_object(App)) if "/" not in incomplete else []
+    found = [CompletionItem(one) for one in known if one.startswith(incomplete.lower())]
+    return found or [CompletionItem(incomplete, type="file")]
 
 
 def _store(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:

@@ -24,6 +24,7 @@ class Format(StrEnum):
     WIDE = "wide"
     JSON = "json"
     YAML = "yaml"
+    SVG = "svg"  # of commands that draw
 
     @property
     def for_people(self) -> bool:

@@ -35,7 +35,8 @@ The first of these sockets on which somebody listens:
 ## Output
 
 Results go to stdout; progress, warnings and errors go to stderr. Colours and moving lines are for terminals only;
-`NO_COLOR` turns colours off. `-o` takes `table`, `wide` (more columns where there are more), `json` and `yaml`.
+`NO_COLOR` turns colours off. `-o` takes `table`, `wide` (more columns where there are more), `json` and `yaml`; `plan`
+also draws `svg`.
 
 JSON and YAML are the messages of the API (`proto/agent/v1/agent.proto`) in the proto JSON mapping, with these
 differences: fields are named as in the .proto file (`observed_generation`), 64-bit integers are numbers, fields

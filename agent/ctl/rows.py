@@ -45,23 +45,23 @@ def show(kind: str, items: Sequence[Listed], columns: Sequence[Column[Listed]], 
 
 def phase(deployment: pb.Deployment) -> str:
     """`READY`; a number for a phase that only a newer daemon knows."""
-    return _word(pb.Phase.DESCRIPTOR, deployment.phase)
+    return word(pb.Phase.DESCRIPTOR, deployment.phase)
 
 
 def desired(deployment: pb.Deployment) -> str:
-    return _word(pb.Desired.DESCRIPTOR, deployment.desired).lower()
+    return word(pb.Desired.DESCRIPTOR, deployment.desired).lower()
 
 
 def severity(event: pb.Event) -> str:
-    return _word(pb.Severity.DESCRIPTOR, event.severity)
+    return word(pb.Severity.DESCRIPTOR, event.severity)
 
 
 def device_condition(device: pb.Device) -> str:
-    return _word(pb.DeviceCondition.DESCRIPTOR, device.condition)
+    return word(pb.DeviceCondition.DESCRIPTOR, device.condition)
 
 
 def level(finding: pb.Finding) -> str:
-    return _word(pb.FindingLevel.DESCRIPTOR, finding.level)
+    return word(pb.FindingLevel.DESCRIPTOR, finding.level)
 
 
 def coloured(word: str) -> str:
@@ -189,18 +189,7 @@ def events(now: float) -> tuple[Column[pb.Event], ...]:
     )
 
 
-ARTIFACTS: Final[tuple[Column[pb.Artifact], ...]] = (
-    Column("SOURCE", lambda a: a.source),
-    Column("FORMAT", lambda a: a.format),
-    Column("QUANTIZATION", lambda a: a.quantization),
-    Column("SIZE", lambda a: size(a.size_bytes), right=True),
-    Column("USED BY", lambda a: ", ".join(map(short, a.used_by))),
-    Column("PATH", lambda a: a.path, wide=True),
-    Column("DIGEST", lambda a: a.digest, wide=True),
-)
-
-
-def _word(descriptor: Any, value: int) -> str:
+def word(descriptor: Any, value: int) -> str:
     """`PHASE_READY` -> `READY`: proto wants the enum's name before each of its values, people do not."""
     names = {number: known.name for number, known in descriptor.values_by_number.items()}
     return names[value].removeprefix(names[0].removesuffix("UNSPECIFIED")) if value in names else str(value)

@@ -5,35 +5,56 @@ Only shape is checked here; the rules are the daemon's, so that there is one ans
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
+from agent.api.client import Client
 from agent.ctl.failures import Usage
 from agent.errors import FieldViolation, InvalidArgument, NotFound
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*:")
+#: What a model reference may begin with. A name of the catalog may have a colon, too: `qwen3:8b`.
+_SCHEMES: Final = frozenset({"file", "package", "hf"})
+#: `owner/name`, with a revision or quantization behind it.
+_REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+([@:].*)?", re.ASCII)
 #: The tail of a weight file's name that says how it is quantized: `.Q4_K_M`, `-F16`. It is no part of a good name.
-_QUANTIZATION: Final = re.compile(r"[-._](?:i?q\d\w*|bf16|f16|f32)$", re.IGNORECASE)
+_QUANTIZATION: Final = re.compile(r"[-._](?:i?q\d\w*|bf16|f16|f32|gguf)$", re.IGNORECASE)
 
 #: Flag, the field of the spec that it sets, its type, and its help.
-_FLAGS: Final[tuple[tuple[str, str, Any, str], ...]] = (
+_Flag = tuple[str, str, Any, str]
+_TASKS: Final = ("chat", "completion", "embedding", "rerank")
+AIMS: Final = (
+    "auto", "throughput", "latency", "long-context", "structured-output", "shared-prefixes", "development",
+)  # fmt: skip
+TASK: Final[_Flag] = ("--task", "task", click.Choice(_TASKS), "What the model is used for.")
+#: Hints, which shape what nobody asked for.
+WORKLOAD: Final[tuple[_Flag, ...]] = (
+    ("--aim", "workload.aim", click.Choice(AIMS), "What matters most; it ranks engines."),
+    ("--concurrency", "workload.concurrency", int, "Requests that are expected at the same time."),
+    ("--context", "workload.context_tokens", int, "Tokens of a long request with its answer."),
+)
+_FLAGS: Final[tuple[_Flag, ...]] = (
     ("--name", "name", str, "Name of the deployment. Default: made from the model's."),
     ("--engine", "engine", str, "Engine, or auto."),
-    ("--task", "task", click.Choice(["chat", "completion", "embedding", "rerank"]), "What the model is used for."),
+    TASK,
     ("--quantization", "quantization", str, "Quantization, or auto."),
     ("--max-num-seqs", "limits.max_num_seqs", int, "Sequences served at the same time."),
     ("--max-model-len", "limits.max_model_len", int, "Tokens of context for each sequence."),
     ("--kv-cache-dtype", "limits.kv_cache_dtype", str, "Data type of the KV cache."),
     ("--devices", "devices", str, "auto, cpu, or device ids with commas between."),
     ("--port", "port", str, "Port to listen on, or auto."),
+    *WORKLOAD,
 )
+
+#: The reference and the task of the model that a name of the catalog means. Raises `NotFound` with the nearest names.
+Named = Callable[[str], tuple[str, str]]
 
 
 def spec_flags(command: Command) -> Command:
@@ -45,42 +66,94 @@ def spec_flags(command: Command) -> Command:
         metavar="FIELD=VALUE",
         help="Any field of the spec by its dotted path; VALUE is YAML. May be repeated.",
     )(command)
-    for flag, field, kind, text in reversed(_FLAGS):
+    return with_flags(_FLAGS, command)
+
+
+def with_flags(flags: Sequence[_Flag], command: Command) -> Command:
+    """Adds flags that set fields of a spec."""
+    for flag, field, kind, text in reversed(flags):
         command = click.option(flag, field.replace(".", "__"), type=kind, help=text)(command)
     return command
 
 
-def build(model: str, flags: dict[str, Any], sets: Iterable[str]) -> dict[str, Any]:
-    """The spec for `model`. Raises `Usage` for a --set that is no assignment."""
-    reference = resolve_model(model)
-    spec: dict[str, Any] = {"name": default_name(reference), "model": reference}
+def build(model: str, flags: Mapping[str, Any], sets: Iterable[str], named: Named) -> dict[str, Any]:
+    """The spec for `model`. Raises `Usage` for flags that contradict it, and for a --set that is no assignment."""
+    further = [_assignment(one) for one in sets]
+    reference, task = resolve_model(model, named)
+    spec: dict[str, Any] = {"name": default_name(reference), "model": reference} | ({"task": task} if task else {})
+    spec = assigned(spec, flags)
+    for field, value in further:
+        _assign(spec, field, value)
+    _check_quantization(spec, model)
+    return spec
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    from agent.documents import load_value  # noqa: PLC0415  (YAML: only --set pays for it)
+
+    field, separator, value = text.partition("=")
+    if not separator or not all(field.split(".")):
+        raise Usage(
+            f"--set {text}: not of the form FIELD=VALUE", hint="for example --set probes.liveness.period_seconds=5"
+        )
+    return field, load_value(value, f"--set {field}")
+
+
+def assigned(spec: dict[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec with what the flags say; those that were not given are None."""
     for _, field, _, _ in _FLAGS:
         value = flags.get(field.replace(".", "__"))
         if value is not None:
             _assign(spec, field, _typed(field, value))
-    for assignment in sets:
-        from agent.documents import load_value  # noqa: PLC0415  (YAML: only --set pays for it)
-
-        field, separator, text = assignment.partition("=")
-        if not separator or not all(field.split(".")):
-            raise Usage(
-                f"--set {assignment}: not of the form FIELD=VALUE",
-                hint="for example --set probes.liveness.period_seconds=5",
-            )
-        _assign(spec, field, load_value(text, f"--set {field}"))
     return spec
 
 
-def resolve_model(model: str) -> str:
-    """A reference with its scheme. A path becomes absolute here: the daemon's working directory is another one."""
-    if _SCHEME.match(model):
-        return model  # a file whose name begins like a scheme is given as ./file
-    path = Path(model)
-    return f"file:{path.parent.resolve() / path.name}"  # the name stays: links in caches point at names without suffix
+def _check_quantization(spec: Mapping[str, Any], model: str) -> None:
+    asked, named = str(spec.get("quantization", "auto")), _variant_of(str(spec["model"]))
+    if named and asked.lower() not in {"auto", named.lower()}:
+        raise Usage(f"{model} names the quantization {named}, and --quantization {asked} another one")
+
+
+def _variant_of(reference: str) -> str:
+    """What stands behind the colon of `hf:owner/name:Q4_K_M`."""
+    return reference.partition(":")[2].partition(":")[2] if reference.startswith("hf:") else ""
+
+
+def resolve_model(model: str, named: Named) -> tuple[str, str]:
+    """A reference with its scheme (of a local path, of a repository of the hub, of a name in the catalog), and the task
+    of a model of the catalog.
+
+    A path becomes absolute here: the daemon's working directory is another one.
+    """
+    scheme, colon, rest = model.partition(":")
+    if colon and (scheme in _SCHEMES or rest.startswith("/")):  # another scheme is the daemon's to refuse
+        return model, ""  # a file whose name begins like a scheme is given as ./file
+    path = os.path.expanduser(model)  # noqa: PTH111 - `Path.expanduser` raises where there is no home
+    if model.startswith(("/", "./", "../", "~")) or model.lower().endswith(".gguf") or os.path.exists(path):  # noqa: PTH110 - `Path.exists` raises for a long name
+        # The name stays: links in caches point at names without suffix.
+        return f"file:{Path(path).parent.resolve() / Path(path).name}", ""
+    try:
+        return named(model)
+    except NotFound:
+        if _REPOSITORY.fullmatch(model) is None:
+            raise
+    return f"hf:{model}", ""
+
+
+def by_catalog(client: Callable[[], Client]) -> Named:
+    """Names as the daemon's catalog knows them; it is asked only for what can be one."""
+
+    def named(text: str) -> tuple[str, str]:
+        found = client().resolve_model(text)
+        return found.reference, found.model.task
+
+    return named
 
 
 def default_name(reference: str) -> str:
     """A valid deployment name from a model reference: `file:/m/Qwen2.5-0.5B.Q4_K_M.gguf` -> `qwen2-5-0-5b`."""
+    if reference.startswith("hf:"):
+        reference = re.split("[@:]", reference.removeprefix("hf:"), maxsplit=1)[0]
     stem = reference.rpartition("/")[2].rpartition(":")[2].removesuffix(".gguf")
     slug = re.sub(r"[^a-z0-9]+", "-", _QUANTIZATION.sub("", stem).lower()).strip("-")
     return slug[:63].rstrip("-") or "model"

@@ -10,6 +10,15 @@ from agent.engines.base import Engine
 #: By name: module and class. In order of preference where nothing else decides (`agent.planning.ranking`).
 _ADAPTERS = {
     "llama.cpp": ("llama_cpp", "LlamaCpp"),
+    "vllm": ("vllm", "VLLM"),
+    "sglang": ("sglang", "SGLang"),
+    "tensorrt-llm": ("tensorrt_llm", "TensorRTLLM"),
+    "nim": ("nim", "NIM"),
+    "tgi": ("tgi", "TGI"),
+    "mlx-lm": ("mlx_lm", "MlxLm"),
+    "ollama": ("ollama", "Ollama"),
+    "lm-studio": ("lm_studio", "LmStudio"),
+    "ctranslate2": ("ctranslate2", "CTranslate2"),
 }
 
 

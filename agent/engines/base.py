@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from agent.errors import FieldViolation
-from agent.models.profile import ModelProfile
-from agent.planning.ledger import MeasuredTerm
-from agent.planning.memory.base import Card, Estimate
-from agent.planning.plan import Limits, MemoryTerm, Placement, Plan
 from agent.status import Diagnosis, ExitStatus, Granted
+
+if TYPE_CHECKING:  # the daemon's start needs only what is below
+    from agent.models.profile import ModelProfile
+    from agent.planning.ledger import MeasuredTerm
+    from agent.planning.memory.base import Card, Estimate
+    from agent.planning.plan import Limits, MemoryTerm, Placement, Plan
 
 #: What decides which devices a process can see. A plan sets them, so a spec may not.
 DEVICE_VARIABLES = frozenset(
@@ -64,6 +66,7 @@ class Capabilities:
     offload: bool = True  # LAYERS: some layers may stay on the CPU
     pipeline: bool = False  # RANKS: stages of layers as well as slices of them
     data: bool = False  # RANKS: replicas behind one port
+    not_run: str = ""  # why no instance of it is started, though it can be planned, as a sentence; "": it is
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from agent.models.profile import ModelProfile
+from agent.planning.memory.base import Card, Request
+from agent.planning.memory.llama_cpp import cache_bytes
 from agent.planning.plan import Limits, MemoryTerm, Placement
 
 #: Bytes per element of the cache types: ggml's block sizes (q8_0: 32 values in 34 bytes, and so on).
@@ -32,6 +34,7 @@ CELL_PADDING = 256
 #: Architectures whose graph was measured; for others the compute buffer is the same formula with a wide margin.
 _MEASURED = frozenset({"llama"})
 _MIB = 1024**2
+_ANY = Card(1)  # the cache does not depend on where it lies
 #: `GGML_SCHED_MAX_COPIES` of the builds that are published.
 PIPELINE_DEPTH = 4
 #: How much the layers of one file may differ from their average: Q4_K_M keeps part of every third in Q6_K.
@@ -85,7 +88,7 @@ def _host(
     runtime = () if placement.accelerator == "cpu" else (_RUNTIME,)
     return (
         weights,
-        _kv_cache(profile, limits, range(layers)),
+        _kv_cache(profile, limits, task, range(layers)),
         *(_compute(profile, limits, task) if layers else (_inputs(profile, limits, task, placement),)),
         # Tokens, merges and their hash maps, sampler candidates: 0.4 to 0.95 KiB a token were measured.
         MemoryTerm("vocabulary", profile.vocabulary * 1024, "1 KiB a token, measured"),
@@ -110,7 +113,7 @@ def _device(
         source += " and the output"
     return (
         MemoryTerm("weights", weights, source, uncertainty=spread),
-        _kv_cache(profile, limits, repeating),
+        _kv_cache(profile, limits, task, repeating),
         _device_compute(profile, limits, task, placement, has_output=layers.stop > profile.layers),
         _CONTEXTS.get(placement.accelerator, _OTHER_CONTEXT),
     )
@@ -126,9 +129,19 @@ def _slot_cells(limits: Limits) -> int:
     return -(-limits.max_model_len // CELL_PADDING) * CELL_PADDING
 
 
-def _kv_cache(profile: ModelProfile, limits: Limits, layers: range) -> MemoryTerm:
-    """Exact. Sliding-window layers keep less; they are counted whole, as an upper bound."""
+def _kv_cache(profile: ModelProfile, limits: Limits, task: str, layers: range) -> MemoryTerm:
+    """Exact: layers with a window have fewer cells, and latent attention keeps one row a token; with the states of
+    recurrent layers, which are logged as another buffer.
+    """
     cells = _slot_cells(limits) * limits.max_num_seqs
+    if profile.layer_details:
+        asked = Request(
+            "llama.cpp", _ANY, max_model_len=limits.max_model_len, max_num_seqs=limits.max_num_seqs,
+            ubatch=physical_batch(limits, task),
+        )  # fmt: skip
+        kept = range(layers.start, min(layers.stop, profile.layers))
+        cache, states = cache_bytes(profile, asked, limits.kv_cache_dtype, kept)
+        return MemoryTerm("KV cache", cache + states, f"{cells} cells in {len(kept)} layers, fewer with a window")
     heads = sum(profile.kv_heads[layers.start : layers.stop])
     per_cell = heads * (profile.key_length + profile.value_length)
     return MemoryTerm(

@@ -7,9 +7,10 @@ with the package and loads in milliseconds. Nothing is read before somebody asks
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
@@ -19,10 +20,9 @@ from pydantic import AfterValidator, Field, JsonValue, model_validator
 from agent.documents import MAX_LENGTH, load_documents
 from agent.errors import FieldViolation, InvalidArgument
 from agent.models.config import Config
-from agent.models.families import family_of
-from agent.models.huggingface import from_config
 from agent.models.levels import LEVELS, as_gguf, scaled
 from agent.models.profile import Basis, ModelProfile
+from agent.models.shape import Shape
 from agent.quantities import GIB, Matches, NonEmptyLine
 from agent.strict import Strict, broken, invalid, nearest, unknown, validate
 
@@ -31,6 +31,8 @@ _EDITED = Path("configs", "catalog", "models.yaml")
 
 #: GiB to which sources round sizes; and how far a counted size may be off before it counts as another mixture.
 _ROUNDED, _TOLERANCE = 0.1, 0.01
+#: Models whose counts are kept: variants are asked for one model after the other.
+_KEPT = 16
 #: Who stands behind a repository: the model's maker, a maker of hardware or engines, or somebody else.
 Trust = Literal["maker", "vendor", "community"]
 Task = Literal["chat", "completion", "embedding", "rerank"]
@@ -136,6 +138,17 @@ class Published:
     most_bytes: int | None = None  # the upper end of a rounded size that a source gives
 
 
+class _Model:
+    """What all variants of a model share."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+
+    @cached_property
+    def trained(self) -> ModelProfile:
+        return self.shape.counted(self.shape.config.path)
+
+
 class Catalog:
     """Entries by the names that people type."""
 
@@ -143,7 +156,7 @@ class Catalog:
         self._file = file
         self.entries = file.models
         self._names = MappingProxyType(dict(_names(file.models)))
-        self._trained: dict[str, ModelProfile] = {}  # by id: all levels of GGUF are counted from one
+        self._models: OrderedDict[str, _Model] = OrderedDict()  # by id: what its variants share is counted once
 
     def lookup(self, name: str) -> Entry | None:
         """The entry of an id, its last part, an alias, or a repository of one of its variants; case does not matter."""
@@ -187,7 +200,7 @@ class Catalog:
     def _stored(self, entry: Entry, variant: Published) -> ModelProfile:
         source = next(each for each in entry.variants if each.repo == variant.repo)
         stored = source.config if source.config is not None else self._file.quantizations[variant.quantization]
-        found = from_config({**_expanded(entry.config), **stored}, variant.repo)
+        found = self._model(entry).shape.stored_as(stored).counted(variant.repo)
         found = replace(found, format=variant.format, file_bytes=found.tensor_bytes)
         if not source.bound:
             return found
@@ -195,17 +208,19 @@ class Catalog:
         return replace(found, basis=Basis.BOUND, notes=(*found.notes, note))
 
     def _gguf(self, entry: Entry, variant: Published) -> ModelProfile:
-        config = _expanded(entry.config)
-        base = self._trained.get(entry.id)
-        if base is None:
-            base = self._trained[entry.id] = from_config(config, entry.id)
-        inner = config.get("text_config")
-        text = {"model_type": config.get("model_type"), **(inner if isinstance(inner, dict) else config)}
-        family = family_of(str(text["model_type"]))
-        if family is None:
-            return replace(base, path=variant.repo, format="gguf", quantization=variant.quantization)
-        found = as_gguf(base, family(Config(text, variant.repo)), variant.quantization, variant.repo)
+        model = self._model(entry)
+        if not model.shape.known:
+            return replace(model.trained, path=variant.repo, format="gguf", quantization=variant.quantization)
+        found = as_gguf(model.trained, model.shape, variant.quantization, variant.repo)
         return found if variant.most_bytes is None else _as_published(found, variant.most_bytes)
+
+    def _model(self, entry: Entry) -> _Model:
+        found = self._models.get(entry.id)
+        if found is None:
+            found = self._models[entry.id] = _Model(Shape(Config(_expanded(entry.config), entry.id)))
+            if len(self._models) > _KEPT:
+                self._models.popitem(last=False)
+        return found
 
     def _published(self, entry: Entry) -> Iterator[Published]:
         for each in entry.variants:
@@ -214,6 +229,13 @@ class Catalog:
                 file = (each.file or "").replace("{level}", name)
                 most = round((each.sizes[name] + _ROUNDED / 2) * GIB) if name in each.sizes else None
                 yield Published(entry.id, each.repo, each.format, name, trust, file, each.bytes, most)
+
+    def trust(self, repo: str) -> Trust:
+        """Who stands behind a repository that no entry names, by its owner."""
+        owner = repo.partition("/")[0]
+        if owner in self._file.vendors:  # those of them that make models ship others' more often
+            return "vendor"
+        return "maker" if any(owner == entry.id.partition("/")[0] for entry in self.entries) else "community"
 
     def _trust(self, entry: Entry, repo: str) -> Trust:
         owner = repo.partition("/")[0]
@@ -257,8 +279,18 @@ def _expanded(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def shipped() -> Catalog:
-    """The catalog that comes with the agent."""
-    return Catalog(validate(_File, json.loads(_SHIPPED.read_bytes()), _SHIPPED.name))
+    """The catalog that comes with the agent. It was validated when it was derived, which takes longest."""
+    known = json.loads(_SHIPPED.read_bytes())
+    models = tuple(_constructed(each) for each in known["models"])
+    return Catalog(_File.model_construct(**{**known, "vendors": tuple(known["vendors"]), "models": models}))
+
+
+def _constructed(entry: dict[str, Any]) -> Entry:
+    variants = (
+        Repository.model_construct(**{**each, "levels": tuple(each.get("levels", ()))}) for each in entry["variants"]
+    )
+    lists = {key: tuple(entry.get(key, ())) for key in ("aliases", "sources")}
+    return Entry.model_construct(**{**entry, **lists, "variants": tuple(variants)})
 
 
 def load(own: Path | None = None) -> Catalog:

@@ -20,6 +20,8 @@ MOST = {
     "vocabulary": 1 << 24,
     "tokens": 1 << 40,
 }
+#: Entries of a list: names of modules that are not quantized may be tens of thousands.
+_MOST_ENTRIES = 1 << 18
 
 
 def load_json(reader: Reader, name: str) -> dict[str, Any]:
@@ -40,6 +42,9 @@ class Config:
 
     def __init__(self, data: Mapping[str, Any], path: str) -> None:
         self.data, self.path = data, path
+        # What was checked once is not checked again for each layer.
+        self._sections: dict[str, Config] = {}
+        self._lists: dict[tuple[str, int | None, str], list[Any]] = {}
 
     def __contains__(self, key: str) -> bool:
         return self.data.get(key) is not None
@@ -50,12 +55,15 @@ class Config:
 
     def section(self, key: str) -> Config:
         """The object below `key`; an empty one where there is none."""
-        value = self.data.get(key)
-        if value is None:
-            value = {}
-        if not isinstance(value, Mapping):
-            raise self.wrong(key, "must be an object")
-        return Config(value, f"{self.path}: {key}" if ":" not in self.path else f"{self.path}.{key}")
+        if key not in self._sections:
+            value = self.data.get(key)
+            if value is None:
+                value = {}
+            if not isinstance(value, Mapping):
+                raise self.wrong(key, "must be an object")
+            path = f"{self.path}: {key}" if ":" not in self.path else f"{self.path}.{key}"
+            self._sections[key] = Config(value, path)
+        return self._sections[key]
 
     def whole(
         self, *keys: str, default: int | None = None, least: int = 1, most: str | int = "width", what: str = ""
@@ -103,21 +111,32 @@ class Config:
 
     def texts(self, key: str) -> list[str]:
         """A list of strings; empty where there is none."""
-        value = self.data.get(key)
-        if value is None:
-            return []
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise self.wrong(key, "must be a list of strings")
-        return value
+        found = self._lists.get((key, None, ""))
+        if found is None:
+            found = self._list(key, "must be a list of strings")
+            if not all(isinstance(item, str) for item in found):
+                raise self.wrong(key, "must be a list of strings")
+            self._lists[key, None, ""] = found
+        return found
 
     def wholes(self, key: str, *, least: int = 0, most: str = "width") -> list[int]:
         """A list of whole numbers; empty where there is none."""
+        found = self._lists.get((key, least, most))
+        if found is None:
+            values = self._list(key, "must be a list of whole numbers")
+            found = [Config({key: item}, self.path).whole(key, least=least, most=most) for item in values]
+            self._lists[key, least, most] = found
+        return found
+
+    def _list(self, key: str, rule: str) -> list[Any]:
         value = self.data.get(key)
         if value is None:
             return []
         if not isinstance(value, list):
-            raise self.wrong(key, "must be a list of whole numbers")
-        return [Config({key: item}, self.path).whole(key, least=least, most=most) for item in value]
+            raise self.wrong(key, rule)
+        if len(value) > _MOST_ENTRIES:
+            raise self.wrong(key, f"must have at most {_MOST_ENTRIES} entries, not {len(value)}")
+        return value
 
     def per_layer(self, key: str, layers: int) -> list[str]:
         """A list of one string a layer; empty where there is none."""
@@ -128,7 +147,8 @@ class Config:
 
     def wrong(self, key: str, rule: str) -> ProfileError:
         """The error for a value that breaks a rule."""
-        found = json.dumps(self.data.get(key), default=str)
+        value = self.data.get(key)
+        found = json.dumps(value[:20] if isinstance(value, list | str) else value, default=str)
         return corrupt(f"{self.path}: {key} {rule} (found {found[:60]})")
 
     def odd(self, message: str) -> ProfileError:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from agent.models.profile import Attention, AttentionKind, Group, Layer, Stored, Tensors
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block|blk)\.(\d+)\.")
+#: The layer's number in a name.
+LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block|blk)\.(\d+)\.")
 
 #: The first that matches wins. Names of checkpoints in Hugging Face's layout.
 _HUGGING_FACE: tuple[tuple[re.Pattern[str], Group], ...] = tuple(
@@ -68,10 +69,11 @@ _OUTSIDE = frozenset({Group.VISION, Group.AUDIO, Group.PROJECTOR, Group.MTP})
 
 def layer_of(name: str) -> int:
     """The layer's number in the name, or -1."""
-    match = _LAYER.search(name)
+    match = LAYER.search(name)
     return int(match[1][:6]) if match else -1
 
 
+@functools.lru_cache(maxsize=4096)
 def group_of(name: str, layers: int, *, gguf: bool = False) -> Group:
     """What the tensor is for. `layers`: those behind this many predict further tokens."""
     group = _group(re.sub(r"\d+", "0", name) if len(name) <= 512 else "", gguf)
@@ -92,44 +94,47 @@ class Sums:
         self._attentions, self._gguf = attentions, gguf
         self._groups: defaultdict[Group, list[int]] = defaultdict(lambda: [0, 0, 0])
         self._types: defaultdict[str, int] = defaultdict(int)
-        self._layers: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0])
+        self._layers: defaultdict[tuple[int, ...], list[int]] = defaultdict(lambda: [0, 0])
 
-    def add(self, name: str, dtype: str, parameters: int, size: int, *, scale: bool = False) -> Group:
-        """One tensor, or several that differ in nothing that is asked here."""
-        group = group_of(name, len(self._attentions), gguf=self._gguf)
-        layer = layer_of(name)
+    def add(
+        self, name: str, dtype: str, parameters: int, size: int, *, scale: bool = False, layers: tuple[int, ...] = ()
+    ) -> None:
+        """One tensor; or one in each of `layers`, with the same attention; the name is the first's."""
+        layers = layers or (layer_of(name),)
+        group, layer = group_of(name, len(self._attentions), gguf=self._gguf), layers[0]
         if group in _ATTENTION and 0 <= layer < len(self._attentions) and self._recurrent(layer):
             group = Group.LINEAR_ATTENTION
-        self._types[dtype] += size
-        self._split(group, name, parameters, size, scale=scale)
+        self._types[dtype] += size * len(layers)
+        shared = self._keys_share(name, layer) if group == Group.ATTENTION else 0.0
+        if shared:
+            keys_parameters, keys_size = round(parameters * shared), round(size * shared)
+            self._count(Group.ATTENTION_KV, keys_parameters, keys_size, len(layers), scale=scale)
+            self._count(group, parameters - keys_parameters, size - keys_size, len(layers), scale=scale)
+        else:
+            self._count(group, parameters, size, len(layers), scale=scale)
         if group not in _OUTSIDE and layer >= 0:
-            self._layers[layer][0] += size
-            self._layers[layer][1] += size if group == Group.EXPERTS else 0
-        return group
+            sums = self._layers[layers]
+            sums[0] += size
+            sums[1] += size if group == Group.EXPERTS else 0
 
     def _recurrent(self, layer: int) -> bool:
         """Some checkpoints name a recurrent mixer's projections as if they were attention's."""
         at = self._attentions[layer]
         return at.kind in {AttentionKind.LINEAR, AttentionKind.MAMBA} and not at.parallel
 
-    def _split(self, group: Group, name: str, parameters: int, size: int, *, scale: bool) -> None:
+    def _keys_share(self, name: str, layer: int) -> float:
         """A fused projection belongs to two groups, in proportion to its heads."""
-        layer = layer_of(name)
-        share = 0.0
-        if group == Group.ATTENTION and layer >= 0 and _FUSED.search(name):
-            at = self._attentions[layer]
-            keys = (at.kv_heads or at.heads) * (at.key_length + at.value_length)
-            share = keys / max(1, keys + at.heads * at.key_length)
-        keys_parameters, keys_size = round(parameters * share), round(size * share)
-        if share:
-            self._count(Group.ATTENTION_KV, keys_parameters, keys_size, scale=scale)
-        self._count(group, parameters - keys_parameters, size - keys_size, scale=scale)
+        if layer < 0 or not _FUSED.search(name):
+            return 0.0
+        at = self._attentions[layer]
+        keys = (at.kv_heads or at.heads) * (at.key_length + at.value_length)
+        return keys / max(1, keys + at.heads * at.key_length)
 
-    def _count(self, group: Group, parameters: int, size: int, *, scale: bool) -> None:
+    def _count(self, group: Group, parameters: int, size: int, times: int, *, scale: bool) -> None:
         sums = self._groups[group]
-        sums[0] += parameters
-        sums[1] += size
-        sums[2] += size if scale else 0
+        sums[0] += parameters * times
+        sums[1] += size * times
+        sums[2] += size * times if scale else 0
 
     def drop(self, group: Group) -> None:
         """Take a group out again: it is in the files, but no engine keeps it."""
@@ -142,7 +147,13 @@ class Sums:
         return tuple(Stored(dtype, size) for dtype, size in sorted(self._types.items()))
 
     def layers(self) -> tuple[Layer, ...]:
-        return tuple(Layer(at, *self._layers.get(index, (0, 0))) for index, at in enumerate(self._attentions))
+        sizes = [[0, 0] for _ in self._attentions]
+        for layers, (size, experts) in self._layers.items():
+            for layer in layers:
+                if layer < len(sizes):
+                    sizes[layer][0] += size
+                    sizes[layer][1] += experts
+        return tuple(Layer(at, *size) for at, size in zip(self._attentions, sizes, strict=True))
 
 
 def active(groups: Sequence[Tensors], share: float) -> int:

@@ -5,16 +5,19 @@ where the level wants one. Files that their makers mixed otherwise ("UD", "_L", 
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from enum import Enum
 from types import MappingProxyType
 from typing import NamedTuple
 
-from agent.models.families.base import Family, Kind, Weight
+from agent.models.alike import Alike
+from agent.models.families.base import Kind, Weight
 from agent.models.groups import Sums, active
 from agent.models.profile import Basis, Group, ModelProfile, Quantization
+from agent.models.shape import Shape
 
 #: Weights in a block, and the block's bytes (ggml-common.h).
 _BLOCKS: Mapping[str, tuple[int, int]] = MappingProxyType(
@@ -69,11 +72,15 @@ class _Part(Enum):
 
 
 _PARTS = tuple((part, re.compile(part.value)) for part in _Part)
+_VALUES = frozenset({_Part.VALUE, _Part.FUSED})
+#: Parts of which layers may differ in type.
+_MIXED = _VALUES | {_Part.DOWN}
 
 
-def _part(weight: Weight) -> _Part:
-    name = weight.name.removesuffix(".weight")
-    return next(part for part, pattern in _PARTS if pattern.search(name))
+@functools.lru_cache(maxsize=1024)
+def _part(name: str) -> _Part:
+    module = name.removesuffix(".weight")
+    return next(part for part, pattern in _PARTS if pattern.search(module))
 
 
 class _Model(NamedTuple):
@@ -81,7 +88,7 @@ class _Model(NamedTuple):
 
     level: str
     layers: int
-    values: int  # tensors in the categories VALUE and FUSED
+    values: Mapping[int, int]  # the tensors of VALUE and FUSED, numbered
     sharing: int  # query heads a KV head
     experts: int
     seventy: bool  # llama.cpp's LLM_TYPE_70B
@@ -89,16 +96,18 @@ class _Model(NamedTuple):
     exact: bool
 
 
-def as_gguf(base: ModelProfile, family: Family, level: str, label: str) -> ModelProfile:
+def as_gguf(base: ModelProfile, shape: Shape, level: str, label: str) -> ModelProfile:
     """The profile that the GGUF file of `level` would have. `base`: of the same model as trained."""
-    weights = [weight for weight in family.weights(tied=base.tied) if _kept(weight)]
+    family = shape.family
+    weights = [same for same in shape.weights if _kept(same.weight)]
     # Embeddings for each layer (Gemma 4 E2B, E4B) are laid out in a way of their own.
     own_layout = bool(family.config.data.get("hidden_size_per_layer_input"))
     architecture = "" if own_layout else _ARCHITECTURES.get(base.model_type, "")
+    values = sorted(number for same in weights if _part(same.weight.name) in _VALUES for number in same.numbers)
     model = _Model(
         level,
         family.layers,
-        sum(_part(weight) in {_Part.VALUE, _Part.FUSED} for weight in weights),
+        {number: place for place, number in enumerate(values)},
         family.heads // max(1, family.kv_heads),
         base.experts,
         architecture in {"llama", "qwen2", "qwen2vl"} and family.layers == 80 and family.heads != family.kv_heads,
@@ -106,10 +115,11 @@ def as_gguf(base: ModelProfile, family: Family, level: str, label: str) -> Model
         bool(architecture),
     )
     sums = Sums(family.attentions)
-    for weight, kind in _types(weights, model):
-        rows, columns = _rows(weight)
-        block, size = _BLOCKS[kind]
-        sums.add(weight.name, kind, rows * columns, rows * -(-columns // block) * size)
+    for same in weights:
+        rows, columns = _rows(same.weight)
+        for kind, layers in _types(same, model).items():
+            block, size = _BLOCKS[kind]
+            sums.add(same.weight.name, kind, rows * columns, rows * -(-columns // block) * size, layers=tuple(layers))
     notes = [*base.notes, "bytes are counted by llama.cpp's rules for the level; a maker's own mixture differs"]
     if not model.exact:
         notes.append(f"how llama.cpp lays {base.model_type} out is not known in full: bytes are an upper bound")
@@ -174,12 +184,16 @@ def _rows(weight: Weight) -> tuple[int, int]:
     return rows, weight.shape[-1]
 
 
-def _types(weights: Iterable[Weight], model: _Model) -> Iterator[tuple[Weight, str]]:
-    values = 0
-    for weight in weights:
-        part = _part(weight)
-        yield weight, _fitting(_type(weight, part, values, model), weight, model)
-        values += part in {_Part.VALUE, _Part.FUSED}
+def _types(same: Alike, model: _Model) -> dict[str, list[int]]:
+    """Layers by the type that their weights get."""
+    found: dict[str, list[int]] = {}
+    part = _part(same.weight.name)
+    if part not in _MIXED:
+        return {_fitting(_type(same.weight, part, 0, 0, model), same.weight, model): list(same.layers)}
+    for number, layer in zip(same.numbers, same.layers, strict=True):
+        kind = _type(same.weight, part, model.values.get(number, 0), layer, model)
+        found.setdefault(_fitting(kind, same.weight, model), []).append(layer)
+    return found
 
 
 def _fitting(kind: str, weight: Weight, model: _Model) -> str:
@@ -192,7 +206,7 @@ def _fitting(kind: str, weight: Weight, model: _Model) -> str:
     return kind if columns % _BLOCKS[kind][0] == 0 else "F16"
 
 
-def _type(weight: Weight, part: _Part, values: int, model: _Model) -> str:
+def _type(weight: Weight, part: _Part, values: int, layer: int, model: _Model) -> str:
     """`values`: tensors of VALUE and FUSED before this one."""
     most = _LEVELS[model.level]
     if weight.kind in {Kind.EXACT, Kind.FLOAT} or len(weight.shape) < 2:
@@ -205,7 +219,7 @@ def _type(weight: Weight, part: _Part, values: int, model: _Model) -> str:
         return most if weight.kind == Kind.EMBEDDING and not model.tied else "Q6_K"
     if not model.exact and part in {_Part.VALUE, _Part.FUSED, _Part.OTHER}:
         return _MOST_BITS.get(model.level, most)
-    return _attention(part, values, model, most) or _down(weight, part, model) or most
+    return _attention(part, values, model, most) or _down(layer, part, model) or most
 
 
 #: The type with the most bits that a level gives to a matrix of a layer.
@@ -240,7 +254,7 @@ def _value(values: int, model: _Model, most: str) -> str:
         kind = "Q5_K" if values < 2 else "Q4_K"
     elif model.level in {"IQ4_NL", "IQ4_XS"} and shared:
         kind = "Q5_K"
-    elif model.level in {"Q4_K_M", "Q5_K_M"} and _more_bits(values, model.values):
+    elif model.level in {"Q4_K_M", "Q5_K_M"} and _more_bits(values, len(model.values)):
         kind = "Q6_K"
     elif model.level == "Q4_K_S" and values < 4:
         kind = "Q5_K"
@@ -249,12 +263,11 @@ def _value(values: int, model: _Model, most: str) -> str:
     return "Q8_0" if model.experts == 8 else kind
 
 
-def _down(weight: Weight, part: _Part, model: _Model) -> str:
+def _down(layer: int, part: _Part, model: _Model) -> str:
     """The type of a feed-forward's last matrix where the level says more than the usual."""
     if part != _Part.DOWN:
         return ""
-    match = re.search(r"\.(\d+)\.", weight.name)
-    layer = int(match[1]) if match else 0
+    layer = max(0, layer)
     early = layer < model.layers // 8
     if model.level == "Q2_K":
         return "Q3_K"

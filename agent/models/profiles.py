@@ -1,7 +1,7 @@
-"""Model profiles for the daemon: cheap checks here, the header in a short-lived subprocess, answers remembered.
+"""Model profiles for the daemon: cheap checks here, headers in a short-lived subprocess, answers remembered.
 
-The file is untrusted and its storage may hang: nothing is opened that could block (FIFOs, devices), every step has
-a deadline, and the parser's memory is its own process's.
+Files are untrusted, their storage may hang, and a hub is a stranger: nothing is opened that could block (FIFOs,
+devices), every step has a deadline, and the memory of parsers and connections is another process's.
 """
 
 from __future__ import annotations
@@ -9,19 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 import os
 import stat
 import sys
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
-from typing import Annotated
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from agent.models.errors import ProfileError
 from agent.models.parts import parts
 from agent.models.profile import ModelProfile
+from agent.models.repository import Question, Related, Repository
 from agent.status import Diagnosis, DiagnosisCode
 
 __all__ = ["ProfileError", "Profiles"]
@@ -42,9 +47,20 @@ _START = 24
 #: Identity of a file's content, as far as the file system tells: path, size, mtime in ns, inode.
 Fingerprint = tuple[str, int, int, int]
 
+#: Seconds that what a hub has is taken for what it still has, and how many of its answers are kept.
+FRESH = 300.0
+REMEMBERED_ANSWERS = 32
+#: Seconds beyond a question's own bound: the process starts, parses what came last, and answers.
+_MARGIN = 5.0
+
 _ROOT = str(Path(__file__).parent.parent.parent)
-_PROFILE = TypeAdapter(ModelProfile)
 _ERROR = TypeAdapter(dict[Annotated[str, Field(pattern="^(code|message|hint)$")], str])
+#: What of the environment says how strangers are reached: proxies, and whose certificates are trusted.
+_NETWORK = (
+    "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR",
+)  # fmt: skip
+
+T = TypeVar("T")
 
 
 class Profiles:
@@ -52,6 +68,7 @@ class Profiles:
 
     def __init__(self) -> None:
         self._remembered: OrderedDict[tuple[Fingerprint, ...], ModelProfile] = OrderedDict()
+        self._answers: OrderedDict[tuple[str, Question, int], tuple[float, Any]] = OrderedDict()
 
     async def profile(self, path: Path) -> ModelProfile:
         """What the model at `path` (all its parts) is. Raises `ProfileError`."""
@@ -59,7 +76,7 @@ class Profiles:
             async with asyncio.timeout(DEADLINE):
                 key = await asyncio.to_thread(_check_all, path)
                 if (known := self._remembered.get(key)) is None:
-                    known = await _inspect(path)
+                    known = await _inspect(_profiles, [str(path)], f"the header of {path}")
         except TimeoutError:
             message = f"the header of {path} could not be read within {DEADLINE:g} s"
             raise ProfileError(
@@ -70,6 +87,39 @@ class Profiles:
         while len(self._remembered) > REMEMBERED:
             self._remembered.popitem(last=False)
         return known
+
+    async def remote(self, question: Question, token: str = "") -> Repository:
+        """What a hub has: its variants with their profiles, from headers alone. Raises `ProfileError`.
+
+        The token reaches the subprocess in its environment; nothing else sees it.
+        """
+        return await self._asked("--hub", _repositories, question, token)
+
+    async def quantized(self, question: Question, token: str = "") -> Related:
+        """The quantized forms of a model that a hub lists. Raises `ProfileError`. The token: as above."""
+        return await self._asked("--quantized", _related, question, token)
+
+    async def _asked(self, what: str, form: Callable[[], TypeAdapter[T]], question: Question, token: str) -> T:
+        key, now = (what, question, hash(token)), asyncio.get_running_loop().time()
+        if (known := self._answers.get(key)) is not None and now - known[0] < FRESH:
+            found: T = known[1]
+            return found
+        seconds = question.bounds.seconds
+        variables = {name: value for name in _NETWORK if (value := os.environ.get(name))}
+        variables |= {"MALLOC_ARENA_MAX": "2"}  # arenas of its threads count against the address space
+        variables |= {"HF_TOKEN": token} if token else {}
+        arguments = [what, json.dumps(asdict(question))]
+        try:
+            async with asyncio.timeout(seconds + _MARGIN):
+                found = await _inspect(form, arguments, f"hf:{question.repo}", variables)
+        except TimeoutError:
+            message = f"hf:{question.repo} could not be read from {question.endpoint} within {seconds:g} s"
+            raise _refusal(DiagnosisCode.SOURCE_UNAVAILABLE, message, "try again later") from None
+        self._answers[key] = (now, found)
+        self._answers.move_to_end(key)
+        while len(self._answers) > REMEMBERED_ANSWERS:
+            self._answers.popitem(last=False)
+        return found
 
 
 def _check_all(path: Path) -> tuple[Fingerprint, ...]:
@@ -148,11 +198,34 @@ def _refusal(code: DiagnosisCode, message: str, hint: str = "") -> ProfileError:
     return ProfileError(Diagnosis(code, message, hint=hint))
 
 
-async def _inspect(path: Path) -> ModelProfile:
+# Built when the first answer comes, not when the daemon starts.
+
+
+@cache
+def _profiles() -> TypeAdapter[ModelProfile]:
+    return TypeAdapter(ModelProfile)
+
+
+@cache
+def _repositories() -> TypeAdapter[Repository]:
+    return TypeAdapter(Repository)
+
+
+@cache
+def _related() -> TypeAdapter[Related]:
+    return TypeAdapter(Related)
+
+
+async def _inspect(
+    form: Callable[[], TypeAdapter[T]],
+    arguments: Sequence[str],
+    subject: str,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> T:
     """Run `agent.models.inspect`. Raises `ProfileError`; cancellation (a deadline) kills the process."""
-    output = await _output([sys.executable, "-P", "-m", "agent.models.inspect", str(path)])
+    output = await _output([sys.executable, "-P", "-m", "agent.models.inspect", *arguments], variables)
     try:
-        return _PROFILE.validate_json(output)
+        return form().validate_json(output)
     except ValidationError:
         pass
     try:
@@ -160,11 +233,11 @@ async def _inspect(path: Path) -> ModelProfile:
         raise _refusal(DiagnosisCode(error["code"]), error["message"], error.get("hint", ""))
     except (ValidationError, KeyError, ValueError):
         # Killed by its own limits (CPU seconds, address space), or by the kernel.
-        message = f"the header of {path} cannot be read: the parser gave up on it"
+        message = f"{subject} cannot be read: the parser gave up on it"
         raise _refusal(DiagnosisCode.MODEL_CORRUPT, message, "fetch the model again") from None
 
 
-async def _output(argv: Sequence[str]) -> bytes:
+async def _output(argv: Sequence[str], variables: Mapping[str, str]) -> bytes:
     """The standard output of a command. The process is gone, or killed, when this returns or raises."""
     process = await asyncio.create_subprocess_exec(
         *argv,
@@ -173,7 +246,7 @@ async def _output(argv: Sequence[str]) -> bytes:
         stderr=asyncio.subprocess.DEVNULL,
         cwd="/",
         # Without BLAS threads, whose stacks would count against the address space.
-        env={"PYTHONPATH": _ROOT, "PATH": os.defpath, "OPENBLAS_NUM_THREADS": "1"},
+        env={"PYTHONPATH": _ROOT, "PATH": os.defpath, "OPENBLAS_NUM_THREADS": "1", **variables},
     )
     try:
         output, _ = await process.communicate()

@@ -7,12 +7,14 @@ Sources: the writers and readers of each method. AWQ: casper-hansen/AutoAWQ `WQL
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+from agent.models.alike import Alike
 from agent.models.config import Config
 from agent.models.families.base import Kind
 from agent.models.profile import Quantization
@@ -77,6 +79,8 @@ def _one(dtype: str, elements: int = 1) -> Piece:
     return Piece(dtype, elements, scale=True)
 
 
+#: Wildcards and expressions of one list; real ones have less than a hundred.
+_MOST_PATTERNS = 1024
 #: Characters of a module's name or of an expression for them; real ones have less than 100.
 _LONGEST_NAME = 512
 
@@ -86,13 +90,19 @@ class Names:
 
     #: A regular expression may not repeat a group, nor have more than three open repetitions: no input makes it slow.
     _SAFE = re.compile(r"(?!.*\)[*+{?])(?!(?:.*[^\\][*+]){4}).{1,256}", re.DOTALL)
+    _BLIND = re.compile(r"(?:re:(?:[A-Za-z_^$|()]|\.\*|\\\.)*|[A-Za-z_.*-]*)")
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self._plain: set[str] = set()
         self._parts: set[str] = set()
         wild: list[str] = []
         self.too_complex: list[str] = []
+        self._by_layer = False
         for pattern in patterns:
+            if len(wild) > _MOST_PATTERNS:
+                self.too_complex.append(pattern)
+                break
+            self._by_layer = self._by_layer or self._BLIND.fullmatch(pattern) is None
             if pattern.startswith("re:"):
                 self._add_expression(pattern[3:], wild)
             elif any(character in pattern for character in "*?["):
@@ -105,15 +115,19 @@ class Names:
         self._wild = [re.compile(expression) for expression in wild]
 
     def _add_expression(self, expression: str, wild: list[str]) -> None:
-        try:
-            re.compile(expression)
-        except (re.error, RecursionError, OverflowError):
-            self.too_complex.append(expression)
-            return
         if len(expression) <= _LONGEST_NAME and self._SAFE.fullmatch(expression):
-            wild.append(expression)
-        else:
-            self.too_complex.append(expression)
+            with contextlib.suppress(re.error, RecursionError, OverflowError):
+                re.compile(expression)
+                wild.append(expression)
+                return
+        self.too_complex.append(expression)
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether a module may be among them and the same of another layer not. Only `*`, `.*` and letters take every
+        number for the same.
+        """
+        return self._by_layer
 
     def __bool__(self) -> bool:
         return bool(self._plain or self._parts or self._wild)
@@ -164,6 +178,18 @@ class Rules:
         if routed and self.expert_scheme is not None:
             return self.expert_scheme
         return None if self.only_experts and not routed else self.default
+
+    def stored(self, weights: Alike) -> Iterable[tuple[Scheme | None, tuple[int, ...]]]:
+        """How the weights of which layers are stored."""
+        if len(weights.weight.shape) != 2:
+            return ((None, weights.layers),)
+        kind, layers = weights.weight.kind, weights.layers
+        if len(layers) == 1 or not (self.ignored.by_layer or any(names.by_layer for names, _ in self.groups)):
+            return ((self.scheme(weights.module(layers[0]), kind), layers),)
+        found: dict[Scheme | None, list[int]] = {}
+        for layer in layers:
+            found.setdefault(self.scheme(weights.module(layer), kind), []).append(layer)
+        return ((scheme, tuple(those)) for scheme, those in found.items())
 
 
 def parse(config: Config, hf_quant: Config | None, dtype: str) -> tuple[Quantization | None, Rules]:

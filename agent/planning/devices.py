@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from agent.engines.base import Located
 from agent.hardware.inventory import Device, Link
@@ -15,8 +16,11 @@ from agent.status import Diagnosis, DiagnosisCode
 #: The vendor whose devices an accelerator reaches, best first: all of them, and no others, are made visible to an
 #: engine by its vendor's variable. Metal and Vulkan have none: their devices are found by the engine's own names.
 _VENDORS = {"cuda": "nvidia", "rocm": "amd", "sycl": "intel", "metal": "apple"}
-#: Links that make devices one island: much faster than the way over PCIe.
-_FAST = frozenset({"nvlink", "xgmi"})
+_SPARED = "left to models that generate; `devices` in the spec can name it"
+#: Links by what they cost, nearest first: those that make devices one island, much faster than the way over PCIe;
+#: one PCIe switch; several; one host bridge; one NUMA node; and the way between processors.
+_DISTANCE = {"nvlink": 0, "xgmi": 0, "pix": 1, "pxb": 2, "phb": 3, "node": 4, "sys": 5}
+_FARTHEST = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +37,15 @@ class Offer:
 
     def __str__(self) -> str:
         total = self.device.memory_bytes
-        parts = [f"{self.utilization:g} of it may be used"]
+        parts = [f"{self.utilization:g} of it may be used"] if self.utilization < 1 else []
         if self.state.reserved:
             parts.append(f"{gib(self.state.reserved)} GiB for other deployments")
         if strangers := _strangers(self.state):
             parts.append(f"{gib(strangers)} GiB used by others")
         if self.policy < 1:
             parts.append(f"the node policy leaves {self.policy:g} of it to all deployments")
-        return f"{gib(self.free)} GiB is free of {gib(total)} GiB ({', '.join(parts)})"
+        said = f" ({', '.join(parts)})" if parts else ""
+        return f"{gib(self.free)} GiB is free of {gib(total)} GiB{said}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +58,10 @@ class Offers:
 
     def are_island(self, members: Sequence[Offer]) -> bool:
         """Whether fast links join all of them, with others or without."""
-        ids = {offer.device.id for offer in members}
-        return any(ids <= {offer.device.id for offer in island} for island in _islands(self.usable, self.links))
+        chosen = {offer.device.id for offer in members}
+        return any(
+            chosen <= {offer.device.id for offer in island} for island in _joined(self.usable, _distances(self), 0)
+        )
 
 
 def label(device: Device) -> str:
@@ -62,15 +69,24 @@ def label(device: Device) -> str:
     return f"{device.vendor} device {device.index} ({device.name})"
 
 
-def offers(request: PlanRequest, asked: str | Sequence[str], located: Located, utilization: float) -> Offers:
-    """What this executable can have of the devices that are asked for. Raises `RefusedError` for one that is named
-    and cannot be had."""
+def offers(
+    request: PlanRequest,
+    asked: str | Sequence[str],
+    located: Located,
+    utilization: float,
+    spared: frozenset[str] = frozenset(),
+) -> Offers:
+    """What this executable can have of the devices that are asked for, without those that are `spared`. Raises
+    `RefusedError` for one that is named and cannot be had."""
     inventory = request.inventory
     if asked == "cpu":
         return Offers()
     candidates = inventory.devices if asked == "auto" else _named(request, asked)
     usable, rejected = [], []
     for device in candidates:
+        if device.id in spared:
+            rejected.append(Rejected(device.id, "spared", _SPARED))
+            continue
         state = request.devices.get(device.id, DeviceState())
         reach = _reach(device, located, inventory.devices)
         if reach is not None and not state.unavailable:
@@ -185,21 +201,70 @@ def _check_together(chosen: Sequence[Offer]) -> None:
     raise RefusedError(Diagnosis(DiagnosisCode.DOES_NOT_FIT, rule, hint="name one device, or whole GPUs of one vendor"))
 
 
-def sets(found: Offers) -> Iterator[tuple[Offer, ...]]:
-    """Sets to try for `auto`: fewest devices first, then those of one island, then the least free memory."""
-    groups = _groups(found)
-    for size in range(1, max((len(group) for group, _ in groups), default=0) + 1):
-        candidates = [
-            (not island and size > 1, _free(window), tuple(offer.device.index for offer in window), window)
-            for group, island in groups
-            for window in _windows(group, size)
-        ]
-        seen: set[tuple[str, ...]] = set()
-        for *_, window in sorted(candidates, key=lambda candidate: candidate[:3]):
-            ids = tuple(offer.device.id for offer in window)
-            if ids not in seen:
-                seen.add(ids)
-                yield window
+class Sets:
+    """Sets of the offered devices to try for `auto`, by size; each size is worked out when it is first asked for."""
+
+    def __init__(self, found: Offers) -> None:
+        self._found = found
+        self._known: dict[int, tuple[tuple[Offer, ...], ...]] = {}
+        whole = [offer.accelerator for offer in found.usable if not offer.device.parent]
+        self.most = max((whole.count(name) for name in set(whole)), default=min(1, len(found.usable)))
+
+    def __iter__(self) -> Iterator[tuple[Offer, ...]]:
+        """Fewest devices first."""
+        for size in range(1, self.most + 1):
+            yield from self.of(size)
+
+    def of(self, size: int) -> tuple[tuple[Offer, ...], ...]:
+        """Those that are joined best first, then those with the least free memory. Of sets that differ in nothing but
+        the devices' numbers, one.
+        """
+        if size not in self._known:
+            self._known[size] = tuple(self._made(size))
+        return self._known[size]
+
+    def _made(self, size: int) -> list[tuple[Offer, ...]]:
+        best: dict[tuple[object, ...], tuple[tuple[int, int, object], tuple[Offer, ...]]] = {}
+        for group, reach in self._groups if size > 1 else [((offer,), 0) for offer in self._found.usable]:
+            for window in _windows(group, size):
+                kind = tuple((offer.device.name, offer.device.parent, offer.free) for offer in window)
+                order = (reach, _free(window), _numbers(window))
+                known = best.get(kind)
+                if known is None or order < known[0]:
+                    best[kind] = (order, window)
+        return [window for _, window in sorted(best.values(), key=lambda found: found[0])]
+
+    @cached_property
+    def _distances(self) -> dict[frozenset[str], int]:
+        return _distances(self._found)
+
+    @cached_property
+    def _groups(self) -> list[tuple[tuple[Offer, ...], int]]:
+        """Devices that one instance can use together, and the longest way between neighbours among them: those that are
+        joined better than the rest, and all of an accelerator. Slices stand alone.
+        """
+        groups: dict[tuple[Offer, ...], int] = {}
+        for accelerator in sorted({offer.accelerator for offer in self._found.usable}):
+            whole = tuple(o for o in self._found.usable if o.accelerator == accelerator and not o.device.parent)
+            for reach in sorted(set(self._distances.values()) - {_FARTHEST}):
+                for group in _joined(whole, self._distances, reach):
+                    groups.setdefault(group, reach)
+            groups.setdefault(whole, _FARTHEST)
+        return list(groups.items())
+
+    def island(self, members: Sequence[Offer]) -> int:
+        """How many of these devices the fastest links join, at most."""
+        ids = {offer.device.id for offer in members}
+        return max((len(ids & island) for island in self._islands), default=1)
+
+    @cached_property
+    def _islands(self) -> list[set[str]]:
+        joined = _joined(self._found.usable, self._distances, 0)
+        return [{offer.device.id for offer in island} for island in joined]
+
+
+def _numbers(window: tuple[Offer, ...]) -> tuple[tuple[int, str], ...]:
+    return tuple((offer.device.index, offer.device.id) for offer in window)
 
 
 def largest_sets(candidates: Iterable[tuple[Offer, ...]]) -> tuple[tuple[Offer, ...], ...]:
@@ -212,37 +277,51 @@ def largest_sets(candidates: Iterable[tuple[Offer, ...]]) -> tuple[tuple[Offer, 
     return tuple(by_size[size] for size in sorted(by_size))
 
 
-def _groups(found: Offers) -> list[tuple[tuple[Offer, ...], bool]]:
-    """Devices that one instance can use together, and whether they are one island. Slices stand alone."""
-    groups: list[tuple[tuple[Offer, ...], bool]] = [((offer,), False) for offer in found.usable]
-    for accelerator in sorted({offer.accelerator for offer in found.usable}):
-        whole = tuple(o for o in found.usable if o.accelerator == accelerator and not o.device.parent)
-        groups.append((whole, False))
-        groups += [(island, True) for island in _islands(whole, found.links)]
-    return groups
-
-
 def _free(members: Iterable[Offer]) -> int:
     return sum(offer.free for offer in members)
 
 
-def _islands(members: Sequence[Offer], links: Iterable[Link]) -> Iterator[tuple[Offer, ...]]:
-    island = {offer.device.id: offer.device.id for offer in members}
-    for link in links:
-        if link.kind in _FAST and link.a in island and link.b in island:
-            old, new = island[link.b], island[link.a]
-            island = {device: new if root == old else root for device, root in island.items()}
-    for root in sorted(set(island.values())):
-        connected = tuple(offer for offer in members if island[offer.device.id] == root)
+def _distances(found: Offers) -> dict[frozenset[str], int]:
+    """Between two usable devices, where it is known."""
+    usable = {offer.device.id for offer in found.usable}
+    return {
+        frozenset((link.a, link.b)): _DISTANCE[link.kind]
+        for link in found.links
+        if link.a in usable and link.b in usable
+    }
+
+
+def _joined(
+    members: Sequence[Offer], distances: Mapping[frozenset[str], int], reach: int
+) -> Iterator[tuple[Offer, ...]]:
+    """Groups of several members that links no longer than `reach` join, directly or through others."""
+    root = {offer.device.id: offer.device.id for offer in members}
+    for pair, distance in distances.items():
+        if distance > reach:
+            continue
+        a, b = pair
+        if a in root and b in root and root[a] != root[b]:
+            old, new = root[b], root[a]
+            root = {device: new if at == old else at for device, at in root.items()}
+    for first in dict.fromkeys(root.values()):
+        connected = tuple(offer for offer in members if root[offer.device.id] == first)
         if len(connected) > 1:
             yield connected
 
 
 def _windows(group: Sequence[Offer], size: int) -> Iterator[tuple[Offer, ...]]:
-    """Neighbours by free memory, each set in the order of their indices."""
+    """Neighbours by free memory, each set in the order of their indices. One that differs from the one before only in
+    which of two equal devices is in it is left out.
+    """
     ordered = sorted(group, key=lambda offer: (offer.free, offer.device.index, offer.device.id))
     for start in range(len(ordered) - size + 1):
+        if start and _alike(ordered[start - 1], ordered[start - 1 + size]):
+            continue
         yield tuple(sorted(ordered[start : start + size], key=lambda offer: (offer.device.index, offer.device.id)))
+
+
+def _alike(one: Offer, other: Offer) -> bool:
+    return (one.free, one.device.name, one.device.parent) == (other.free, other.device.name, other.device.parent)
 
 
 def environment(chosen: Sequence[Device]) -> dict[str, str]:

@@ -7,19 +7,22 @@ devices, if that gains something; the CPU; and all of these again with fewer seq
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
 from agent.engines.base import LayersEngine, Located
-from agent.planning.amounts import Free, free_memory, mib, need
-from agent.planning.devices import Offer, Offers, label, largest_sets, offers, sets
+from agent.hardware.inventory import Device
+from agent.planning.amounts import Free, gib, mib, need
+from agent.planning.devices import Offer, Offers, Sets, label, largest_sets
 from agent.planning.layout import Designer, Layout, largest
-from agent.planning.ledger import Experience, Fixed
-from agent.planning.limits import STEP, Choice, with_length
-from agent.planning.plan import Limits, Reason, Rejected
+from agent.planning.ledger import CACHE, Experience, Fixed
+from agent.planning.limits import STEP, Choice, choose_limits, with_length
+from agent.planning.plan import Capacity, Limits, Reason, Rejected
 from agent.planning.refusing import lines, too_big
-from agent.planning.request import PlanRequest, RefusedError
+from agent.planning.request import MisfitError, PlanRequest, RefusedError
+from agent.planning.supply import Supply
+from agent.status import Diagnosis, DiagnosisCode
 
 #: A context that nobody asked for is not reduced below: with less, a conversation ends after a few turns.
 SHORTEST_DEFAULT = 1024
@@ -37,6 +40,12 @@ class _Reduce(Enum):
     ALL = "all"
 
 
+class _Where(Enum):
+    WHOLE = "all layers on devices"
+    PART = "some layers on devices"
+    CPU = "none"
+
+
 @dataclass(frozen=True, slots=True)
 class Fitted:
     """What fits, and why it is this."""
@@ -44,28 +53,71 @@ class Fitted:
     choice: Choice
     layout: Layout
     devices: Reason
-    reasons: tuple[Reason, ...]  # of layers and budgets
+    reasons: tuple[Reason, ...]  # of placement, budgets and capacity
     rejected: tuple[Rejected, ...]
+    capacity: Capacity
+    assured: bool = True
+    whole: bool = True  # all of it on devices; or there is none, or none is wanted
 
 
-def fit(request: PlanRequest, engine: LayersEngine, located: Located, choice: Choice) -> Fitted:
-    """Where it runs, with limits that fit. Raises `RefusedError` with the numbers."""
-    free = free_memory(request)
-    found = offers(request, request.spec.devices, located, choice.utilization)
+def fit(
+    request: PlanRequest, engine: LayersEngine, located: Located, supply: Supply, *, whole: bool, alone: bool = True
+) -> Fitted:
+    """Where it runs, with limits that fit. `whole`: only with all layers on devices, where it may use some. `alone`: no
+    other candidate could do better. Raises `RefusedError` with the numbers, and if it is alone with what would fit.
+    """
+    choice, free = choose_limits(request, engine), supply.free
+    found = supply.offers(located, choice.utilization)
+    most = engine.capabilities.most_devices
+    if request.spec.devices != "auto" and len(found.usable) > most:
+        message = f"{engine.name} uses {most} device{'s' * (most > 1)} at most, and the spec names {len(found.usable)}"
+        raise RefusedError(Diagnosis(DiagnosisCode.DOES_NOT_FIT, message, hint="name fewer, or another engine"))
     designer = Designer(request, engine, free.bytes, _experience(request, engine, located))
-    layout, limits = _first(_targets(request, designer, found), choice, request.spec.task)
+    targets = _targets(request, designer, found, supply.sets(found), cpu="cpu" in located.accelerators)
+    needs_devices = whole and bool(found.usable)
+    layout, limits = _first(_whole_only(targets) if needs_devices else targets, choice, request.spec.task)
     if layout is None or limits is None:
-        others = offers(request, "auto", located, choice.utilization)
-        nothing = designer.on_cpu(choice.limits)
-        rejected = (*found.rejected, *_passed_over(request, designer, found, nothing, choice, free))
-        raise RefusedError(too_big(request, choice, designer, found, others, free), rejected)
+        others = supply.offers(located, choice.utilization, "auto") if alone and not supply.brief else None
+        raise _misfit(designer, found, choice, supply, others)
     return Fitted(
         choice=_explain(choice, limits, layout, free),
         layout=layout,
         devices=_devices_reason(request, designer, found, layout),
-        reasons=(*_layers_reason(designer, layout), *_budget_reasons(layout, free), *_measured_reasons(layout)),
+        reasons=(
+            *_layers_reason(designer, layout),
+            *numa_reason(request, [offer.device for offer in layout.offers]),
+            *_budget_reasons(layout, free),
+            *_measured_reasons(layout),
+            _capacity_reason(held := _capacity(limits, layout)),
+        ),
         rejected=(*found.rejected, *_passed_over(request, designer, found, layout, choice, free)),
+        capacity=held,
+        whole=not supply.devices or sum(layout.placement.layers) == designer.layers,
     )
+
+
+def _misfit(designer: Designer, found: Offers, choice: Choice, supply: Supply, others: Offers | None) -> MisfitError:
+    """`others`: all that there is, to say what would fit; None where nobody asks."""
+    if supply.brief:
+        return MisfitError(Diagnosis(DiagnosisCode.DOES_NOT_FIT, "does not fit"), 0)
+    request, nothing = designer.request, designer.on_cpu(choice.limits)
+    diagnosis = too_big(request, choice, designer, found, others, supply.free)
+    rejected = found.rejected
+    if others is not None:
+        rejected += tuple(_passed_over(request, designer, found, nothing, choice, supply.free))
+    most = max(sum(offer.free for offer in found.usable), supply.free.bytes)
+    return MisfitError(diagnosis, max(1, nothing.host_bytes - most), rejected)
+
+
+def _capacity(limits: Limits, layout: Layout) -> Capacity:
+    """Every sequence has its whole context reserved."""
+    cache = sum(term.bytes for budget in layout.budgets for term in budget.terms if term.name == CACHE)
+    return Capacity(cache, limits.max_num_seqs * limits.max_model_len, float(limits.max_num_seqs))
+
+
+def _capacity_reason(held: Capacity) -> Reason:
+    sentence = f"{gib(held.kv_bytes)} GiB of cache, reserved for {held.requests:g} sequences of the whole context"
+    return Reason("capacity", f"{held.kv_tokens} tokens", "computed", sentence)
 
 
 def _experience(request: PlanRequest, engine: LayersEngine, located: Located) -> Experience:
@@ -77,25 +129,41 @@ def _experience(request: PlanRequest, engine: LayersEngine, located: Located) ->
     return Experience(request.measurements, fixed)
 
 
-def _targets(request: PlanRequest, designer: Designer, found: Offers) -> Iterable[tuple[_Make, _Reduce]]:
-    """Ways to run it, best first."""
+def _targets(
+    request: PlanRequest, designer: Designer, found: Offers, sets: Sets, *, cpu: bool
+) -> Iterable[tuple[_Make, _Reduce, _Where]]:
+    """Ways to run it, best first. `cpu`: the build has code for it."""
+    capabilities = designer.engine.capabilities
+    only_cpu = [designer.only_cpu] if cpu else []
     if request.spec.devices == "cpu":
-        yield designer.only_cpu, _Reduce.ALL
+        yield from ((make, _Reduce.ALL, _Where.CPU) for make in only_cpu)
         return
     if request.spec.devices != "auto":
-        yield _whole(designer, found.usable), _Reduce.ALL
-        yield _part(designer, (found.usable,), least=1), _Reduce.ALL
+        yield _whole(designer, found.usable), _Reduce.ALL, _Where.WHOLE
+        if capabilities.offload:
+            yield _part(designer, (found.usable,), least=1), _Reduce.ALL, _Where.PART
         return
-    groups = tuple(sets(found))
-    most_free, least = largest_sets(groups), designer.layers * LEAST_PART
-    yield from ((_whole(designer, group), _Reduce.NOTHING) for group in groups)
+    groups = []
+    for group in sets:
+        # Smaller than the weights, whatever the limits: no closer look is needed.
+        if len(group) <= capabilities.most_devices and designer.may_hold(group):
+            groups.append(group)
+            yield _whole(designer, group), _Reduce.NOTHING, _Where.WHOLE
+    most_free = largest_sets(groups)
     # The CPU would serve as many sequences as asked for, so a device must not serve fewer.
-    yield from ((_whole(designer, group), _Reduce.CONTEXT) for group in most_free)
-    yield _part(designer, most_free, least), _Reduce.NOTHING
-    yield designer.only_cpu, _Reduce.NOTHING
-    yield from ((_whole(designer, group), _Reduce.ALL) for group in most_free)
-    yield _part(designer, most_free[-1:], least), _Reduce.ALL
-    yield designer.only_cpu, _Reduce.ALL
+    yield from ((_whole(designer, group), _Reduce.CONTEXT, _Where.WHOLE) for group in most_free)
+    parts, least = largest_sets(sets) if capabilities.offload else (), designer.layers * LEAST_PART
+    parts = tuple(group for group in parts if len(group) <= capabilities.most_devices)
+    yield _part(designer, parts, least), _Reduce.NOTHING, _Where.PART
+    yield from ((make, _Reduce.NOTHING, _Where.CPU) for make in only_cpu)
+    yield from ((_whole(designer, group), _Reduce.ALL, _Where.WHOLE) for group in most_free)
+    yield _part(designer, parts[-1:], least), _Reduce.ALL, _Where.PART
+    yield from ((make, _Reduce.ALL, _Where.CPU) for make in only_cpu)
+
+
+def _whole_only(targets: Iterable[tuple[_Make, _Reduce, _Where]]) -> Iterator[tuple[_Make, _Reduce, _Where]]:
+    """All layers on devices, for as many sequences as asked for."""
+    return (way for way in targets if way[2] == _Where.WHOLE and way[1] != _Reduce.ALL)
 
 
 def _whole(designer: Designer, group: tuple[Offer, ...]) -> _Make:
@@ -103,21 +171,31 @@ def _whole(designer: Designer, group: tuple[Offer, ...]) -> _Make:
 
 
 def _part(designer: Designer, groups: Sequence[tuple[Offer, ...]], least: float) -> _Make:
-    """Some layers on the set that takes the most of them; of equals the smallest."""
+    """Some layers on the set that takes the most of them; of equals the smallest. The largest is tried first, and
+    smaller ones for as long as they take no fewer.
+    """
 
     def make(limits: Limits) -> Layout | None:
-        made = [layout for group in groups if (layout := designer.most_layers(limits, group)) is not None]
-        best = max(made, key=lambda layout: sum(layout.placement.layers), default=None)
-        return best if best is not None and sum(best.placement.layers) >= least else None
+        best, most = None, least
+        if groups and not designer.may_share(groups[-1]):
+            return None
+        for group in reversed(groups):
+            layout = designer.filled(limits, group)
+            count = 0 if layout is None else sum(layout.placement.layers)
+            if (best is not None and count < most) or (layout is not None and not designer.fits(layout)):
+                break
+            if layout is not None and count >= most:
+                best, most = layout, count
+        return best
 
     return make
 
 
 def _first(
-    targets: Iterable[tuple[_Make, _Reduce]], choice: Choice, task: str
+    targets: Iterable[tuple[_Make, _Reduce, _Where]], choice: Choice, task: str
 ) -> tuple[Layout, Limits] | tuple[None, None]:
     """The first way that fits."""
-    for make, reduce in targets:
+    for make, reduce, _ in targets:
         layout = make(choice.limits)
         if layout is not None:
             return layout, choice.limits
@@ -235,3 +313,23 @@ def _passed_over(
             yield Rejected(offer.device.id, "best-fit", sentence)
         else:
             yield Rejected(offer.device.id, "too-small", "; ".join(lines(single, designer, free)))
+
+
+def numa_reason(request: PlanRequest, devices: Iterable[Device]) -> Iterator[Reason]:
+    """Which CPUs and memory are near the devices."""
+    nodes = {device.numa_node for device in devices}
+    known = {node.id: node for node in request.inventory.numa}
+    if len(known) < 2 or len(nodes) != 1 or (node := known.get(next(iter(nodes)) or 0)) is None or None in nodes:
+        return
+    sentence = f"near the devices: CPUs {_ranges(node.cpus)} and {gib(node.memory_bytes)} GiB of memory"
+    yield Reason("numa_node", str(node.id), "computed", sentence)
+
+
+def _ranges(cpus: tuple[int, ...]) -> str:
+    found: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if found and cpu == found[-1][1] + 1:
+            found[-1][1] = cpu
+        else:
+            found.append([cpu, cpu])
+    return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in found)

@@ -43,6 +43,16 @@ class Designer:
         """All that can lie on devices."""
         return self.engine.device_layers(self.request.profile)
 
+    def may_hold(self, group: tuple[Offer, ...]) -> bool:
+        """Whether the devices have room for the layers' weights, which is the least that they need."""
+        profile = self.request.profile
+        repeating = profile.tensor_bytes - profile.embedding_bytes - profile.output_bytes
+        return bool(self.experience) or repeating <= sum(offer.free for offer in group)
+
+    def may_share(self, group: tuple[Offer, ...]) -> bool:
+        """Whether devices and host have room for the weights together."""
+        return bool(self.experience) or self.request.profile.tensor_bytes <= self.free + sum(o.free for o in group)
+
     def fits(self, layout: Layout | None) -> bool:
         return layout is not None and layout.fits_devices and layout.host_bytes <= self.free
 
@@ -67,9 +77,36 @@ class Designer:
 
     def most_layers(self, limits: Limits, group: tuple[Offer, ...]) -> Layout | None:
         """As many layers as the devices hold, the rest on the CPU, if that fits."""
-        total = largest(lambda count: self._laid_out(limits, group, count) is not None, len(group), self.layers - 1)
-        layout = None if total is None else self._laid_out(limits, group, total)
+        layout = self.filled(limits, group)
         return layout if self.fits(layout) else None
+
+    def filled(self, limits: Limits, group: tuple[Offer, ...]) -> Layout | None:
+        """As many layers as the devices hold, whether the host has room for the rest or not."""
+        made: dict[int, Layout | None] = {}
+
+        def laid_out(total: int) -> Layout | None:
+            if total not in made:
+                made[total] = self._laid_out(limits, group, total)
+            return made[total]
+
+        least, most = len(group), self.layers - 1
+        if least < most:
+            guess = self._guessed(limits, group)
+            for total in (guess, guess - 1):
+                if least <= total < most and laid_out(total) is not None and laid_out(total + 1) is None:
+                    return laid_out(total)
+        found = largest(lambda count: laid_out(count) is not None, least, most)
+        return None if found is None else laid_out(found)
+
+    def _guessed(self, limits: Limits, group: tuple[Offer, ...]) -> int:
+        """About as many layers as the devices hold: what each takes for one layer, and what a layer adds."""
+        few, many = (self.evenly(limits, group, total) for total in (len(group), self.layers - 1))
+        held = 0
+        sizes = zip(few.budgets[1:], many.budgets[1:], many.placement.layers, group, strict=True)
+        for one, all_of_it, layers, offer in sizes:
+            each = (all_of_it.bytes - one.bytes) / max(1, layers - 1)
+            held += 1 + max(0, int((offer.free - one.bytes) / each)) if each > 0 else layers
+        return held
 
     def _laid_out(self, limits: Limits, group: tuple[Offer, ...], total: int) -> Layout | None:
         """`total` layers on these devices: evenly, or else each device filled in turn. None: they do not hold it."""
@@ -86,23 +123,48 @@ class Designer:
     def _filled(self, limits: Limits, group: tuple[Offer, ...], total: int) -> tuple[int, ...] | None:
         """`total` layers, each device getting as many as it holds."""
         done: tuple[int, ...] = ()
+        alike = len({offer.free for offer in group}) == 1
         for _ in group:
             count = self._most_on_next(limits, group, total, done)
             if count is None:
                 return None
             done = (*done, count)
+            # Layers differ little: what one of equal devices holds, the others hold give or take one.
+            if alike and (count + 1) * (len(group) - len(done)) < total - sum(done):
+                return None
         return done
 
     def _most_on_next(self, limits: Limits, group: tuple[Offer, ...], total: int, done: tuple[int, ...]) -> int | None:
         """The most layers that the next device holds, with `done` on those before it, and one left for each after."""
         offer, after, left = group[len(done)], len(group) - len(done) - 1, total - sum(done)
+        least, most = (1, left - after) if after else (left, left)
 
         def holds(count: int) -> bool:
-            # The rest on the last device, so that these layers have the numbers that they will have.
-            layers = (*done, count, *([0] * (after - 1)), left - count) if after else (*done, count)
-            return self._layout(limits, group, layers).budgets[len(done) + 1].bytes <= offer.free
+            return self._next_budget(limits, group, done, (count, left - count)) <= offer.free
 
-        return largest(holds, 1 if after else left, left - after)
+        # A device like the one before it holds about as many.
+        guess = done[-1] if done and offer.free == group[len(done) - 1].free else most
+        if least <= guess < most and holds(guess) and not holds(guess + 1):
+            return guess
+        return largest(holds, least, most)
+
+    def _next_budget(
+        self, limits: Limits, group: tuple[Offer, ...], done: tuple[int, ...], count_and_rest: tuple[int, int]
+    ) -> int:
+        """Bytes of the device after `done` with so many layers. What lies before and after it is taken as one device
+        each, so that its layers have their own numbers; measurements are of whole layouts.
+        """
+        count, rest = count_and_rest
+        place, after = len(done), len(group) - len(done) - 1
+        if self.experience:
+            layers, offers = (*done, count, *([0] * (after - 1)), *([rest] * bool(after))), group
+        else:
+            layers, offers = (count,), (group[place],)
+            if done:
+                layers, offers, place = (sum(done), *layers), (group[0], *offers), 1
+            if after:
+                layers, offers = (*layers, rest), (*offers, group[-1])
+        return self._layout(limits, offers, layers).budgets[place + 1].bytes
 
     def _layout(self, limits: Limits, group: tuple[Offer, ...], layers: tuple[int, ...]) -> Layout:
         names = tuple(offer.name for offer in group)

@@ -58,11 +58,12 @@ class Key:
     max_num_seqs: int
     max_model_len: int
     max_num_batched_tokens: int
+    ranks: tuple[int, ...] = ()  # of engines of ranks on several devices: tensor, pipeline, data
 
     @property
     def layout(self) -> tuple[object, ...]:
         """Of one model and engine, where and how it lies: the same for all limits."""
-        return self.layers, self.device_models, self.accelerator, self.kv_cache_dtype
+        return self.layers, self.device_models, self.accelerator, self.kv_cache_dtype, self.ranks
 
     @property
     def scale(self) -> tuple[int, int, int]:
@@ -119,8 +120,13 @@ class Fixed:
             accelerator=placement.accelerator, device_models=tuple(devices) or (self.cpu,),
             layers=placement.layers, kv_cache_dtype=limits.kv_cache_dtype, extra_args=self.extra_args,
             max_num_seqs=limits.max_num_seqs, max_model_len=limits.max_model_len,
-            max_num_batched_tokens=limits.max_num_batched_tokens,
+            max_num_batched_tokens=limits.max_num_batched_tokens, ranks=_ranks(placement),
         )  # fmt: skip
+
+
+def _ranks(placement: Placement) -> tuple[int, ...]:
+    found = (placement.tensor, placement.pipeline, placement.data)
+    return () if found == (1, 1, 1) else found
 
 
 def key_of(plan: Plan, cpu: str, devices: Sequence[str]) -> Key:
@@ -176,12 +182,21 @@ def _measured(
         return _at_least(term, seen.below(pool, term.name, scale))
     if term.name == CONTEXT:
         # What requests allocate later is not in it: the formula's allowance for that stays.
-        return found.replacing(term, found.most, max(found.spread, term.uncertainty))
+        size, others = found.most, _unnamed(terms)
+        if others:  # it is the rest of the device, and formulas have other terms for parts of it
+            size = max(term.bytes, size - others)
+        return found.replacing(term, size, max(found.spread, term.uncertainty))
     if abs(found.most - term.bytes) <= ROUNDING and not term.uncertainty:
         return found.replacing(term, term.bytes, 0)
     if term.name == CACHE and found.most < term.bytes:
         return term  # the limits promise this many tokens: a smaller measurement is none of what they need
     return found.replacing(term, found.most + ROUNDING, found.spread + min(MARGIN, term.uncertainty))
+
+
+def _unnamed(terms: Sequence[MemoryTerm]) -> int:
+    """Terms of a device that no log tells, besides the context."""
+    told = {CACHE, COMPUTE, CONTEXT}
+    return sum(term.bytes for term in terms if term.name not in told and not term.name.startswith(WEIGHTS))
 
 
 def _at_least(term: MemoryTerm, smaller: _Found | None) -> MemoryTerm:
@@ -303,6 +318,7 @@ def key_from_json(text: str) -> Key:
     data: dict[str, Any] = json.loads(text)
     for name in ("device_models", "layers", "extra_args"):
         data[name] = tuple(data[name])
+    data["ranks"] = tuple(data.get("ranks", ()))  # keys of agents that knew no engine of ranks have none
     return Key(**data)
 
 

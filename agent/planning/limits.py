@@ -30,24 +30,37 @@ class Choice:
     utilization_reason: Reason
 
 
-def choose_limits(request: PlanRequest, engine: Engine) -> Choice:
-    """Raises `RefusedError` for a value of the spec that policy or model does not allow."""
+@dataclass(frozen=True, slots=True)
+class Usual:
+    """What an engine takes by itself on a kind of device, where it knows more than `Engine.defaults`."""
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    sentence: str = "the engine's own on such a device"
+
+
+def choose_limits(request: PlanRequest, engine: Engine, usual: Usual | None = None) -> Choice:
+    """With `usual`, the context that the model was trained for is the default one: a pool of cache is shared, and no
+    sequence reserves its whole context. Raises `RefusedError` for a value of the spec that policy or model does not
+    allow.
+    """
     asked, defaults = request.spec.limits, engine.defaults
-    seqs, seqs_reason = _sequences(request, engine)
-    length, length_reason = _length(request, engine)
+    seqs, seqs_reason = _sequences(request, engine, usual)
+    length, length_reason = _length(request, engine, pooled=usual is not None)
     dtype, dtype_reason = _cache_type(request, engine)
     threads = asked.threads or request.inventory.threads
     if asked.cpus is not None and asked.threads is None:
         threads = max(1, min(threads, int(asked.cpus)))
     pooling = request.spec.task in POOLING_TASKS
-    batched = length if pooling else defaults.max_num_batched_tokens
+    usual_batch = usual.max_num_batched_tokens if usual is not None else defaults.max_num_batched_tokens
+    batched = max(length, usual_batch if usual is not None else 0) if pooling else usual_batch
     reasons = (
         seqs_reason,
         length_reason,
         dtype_reason,
         Reason("limits.max_num_batched_tokens", str(batched), "computed", "an input is computed in one piece")
         if pooling
-        else _engine_default("max_num_batched_tokens", batched, engine),
+        else _engine_default("max_num_batched_tokens", batched, engine, usual),
         Reason("limits.threads", str(threads), "from-spec", "the spec says so")
         if asked.threads
         else Reason("limits.threads", str(threads), "computed", "one for each physical core that the instance may use"),
@@ -57,7 +70,7 @@ def choose_limits(request: PlanRequest, engine: Engine) -> Choice:
         Limits(seqs, length, dtype, batched, threads),
         {reason.field: reason for reason in reasons},
         frozenset(name for name in ("max_num_seqs", "max_model_len") if getattr(asked, name) is not None),
-        *_utilization(request, engine),
+        *utilization(request, engine),
     )
 
 
@@ -67,7 +80,7 @@ def with_length(limits: Limits, length: int, task: str) -> Limits:
     return replace(limits, max_model_len=length, max_num_batched_tokens=batched)
 
 
-def _sequences(request: PlanRequest, engine: Engine) -> tuple[int, Reason]:
+def _sequences(request: PlanRequest, engine: Engine, usual: Usual | None) -> tuple[int, Reason]:
     field, bound = "limits.max_num_seqs", request.policy.limits.max_num_seqs
     if (asked := request.spec.limits.max_num_seqs) is not None:
         _check_maximum(field, asked, bound.max)
@@ -76,11 +89,13 @@ def _sequences(request: PlanRequest, engine: Engine) -> tuple[int, Reason]:
         return _bounded(field, hint, bound.max, "from-spec", "workload.concurrency asks for it")
     if bound.default is not None:
         return bound.default, Reason(field, str(bound.default), "from-policy", "the node policy's default")
+    if usual is not None:
+        return _bounded(field, usual.max_num_seqs, bound.max, "engine-default", usual.sentence)
     default = engine.defaults.max_num_seqs
     return _bounded(field, default, bound.max, "engine-default", engine.defaults.reasons["max_num_seqs"])
 
 
-def _length(request: PlanRequest, engine: Engine) -> tuple[int, Reason]:
+def _length(request: PlanRequest, engine: Engine, *, pooled: bool) -> tuple[int, Reason]:
     field, bound, trained = "limits.max_model_len", request.policy.limits.max_model_len, request.profile.context_length
     if (asked := request.spec.limits.max_model_len) is not None:
         _check_maximum(field, asked, bound.max)
@@ -98,6 +113,8 @@ def _length(request: PlanRequest, engine: Engine) -> tuple[int, Reason]:
         length, reason = _bounded(field, hint, bound.max, "from-spec", "workload.context_tokens asks for it")
     elif bound.default is not None:
         length, reason = _bounded(field, bound.default, None, "from-policy", "the node policy's default")
+    elif pooled:
+        length, reason = _bounded(field, trained, bound.max, "model", "the context that the model was trained for")
     else:
         cap = engine.defaults.max_model_len_cap
         sentence = engine.defaults.reasons["max_model_len"]
@@ -107,7 +124,8 @@ def _length(request: PlanRequest, engine: Engine) -> tuple[int, Reason]:
     return length, reason
 
 
-def _utilization(request: PlanRequest, engine: Engine) -> tuple[float, Reason]:
+def utilization(request: PlanRequest, engine: Engine) -> tuple[float, Reason]:
+    """The part of each device that is asked for, by whom. Raises `RefusedError` for more than the policy allows."""
     field, bound = "limits.gpu_memory_utilization", request.policy.limits.gpu_memory_utilization
     if (asked := request.spec.limits.gpu_memory_utilization) is not None:
         _check_maximum(field, asked, bound.max)
@@ -133,8 +151,9 @@ def _cache_type(request: PlanRequest, engine: Engine) -> tuple[str, Reason]:
     return known[0], Reason(field, known[0], "from-policy", "the first type that the node policy allows")
 
 
-def _engine_default(name: str, value: object, engine: Engine) -> Reason:
-    return Reason(f"limits.{name}", str(value), "engine-default", engine.defaults.reasons[name])
+def _engine_default(name: str, value: object, engine: Engine, usual: Usual | None) -> Reason:
+    sentence = engine.defaults.reasons[name] if usual is None else usual.sentence
+    return Reason(f"limits.{name}", str(value), "engine-default", sentence)
 
 
 def _bounded(field: str, value: _Number, maximum: _Number | None, code: str, sentence: str) -> tuple[_Number, Reason]:

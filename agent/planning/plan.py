@@ -46,6 +46,7 @@ class MemoryBudget:
     terms: tuple[MemoryTerm, ...]
     unified: bool = False  # a device without memory of its own: it counts against the host as well
     claimed: int | None = None  # what the engine takes as a whole; its cache is what its other terms leave of it
+    free: int | None = None  # of a device, before the start: some engines' flags are shares of it. None: all of it
 
     @property
     def bytes(self) -> int:

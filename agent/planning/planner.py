@@ -1,30 +1,38 @@
 """The decision for a deployment. Pure: everything is in the request, and equal requests get equal plans.
 
-Steps, each in its own module: which engine (`candidates`), which limits (`limits`), where it runs and whether it fits
-(`fitting`).
+Steps, each in its own module: which engines and variants could serve (`candidates`), which of them comes first
+(`ranking`), which of them fits where, with which limits (`selection`, with `fitting` and `ranks`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from dataclasses import replace
 
-from agent.engines.base import Engine, LayersEngine, Located
-from agent.planning.candidates import choose_engine
-from agent.planning.fitting import fit
-from agent.planning.limits import choose_limits
+from agent.engines.base import Engine, Located
+from agent.planning.candidates import candidates
 from agent.planning.plan import Plan, Reason, Variant
-from agent.planning.request import PlanRequest, Refusal, RefusedError
-from agent.status import Diagnosis, DiagnosisCode
+from agent.planning.ranking import Ranked, Ranking
+from agent.planning.remedies import with_remedies
+from agent.planning.request import MisfitError, PlanRequest, Refusal, RefusedError
+from agent.planning.selection import Selection
+from agent.planning.supply import Supply
 
 __all__ = ["PlanRequest", "Refusal", "assumed", "plan"]
 
 
 def plan(request: PlanRequest) -> Plan | Refusal:
     """A plan with a reason for every value, or why there is none."""
+    answer = _answer(request)
+    return replace(answer, rejected=(*answer.rejected, *request.left_out)) if request.left_out else answer
+
+
+def _answer(request: PlanRequest) -> Plan | Refusal:
     try:
-        return _plan(request)
+        return _plan(Supply(request))
     except RefusedError as refused:
+        if isinstance(refused, MisfitError):
+            return with_remedies(refused.refusal, request, _plan)
         return refused.refusal
 
 
@@ -36,17 +44,20 @@ def assumed(engines: Mapping[str, Engine]) -> dict[str, Located]:
     }
 
 
-def _plan(request: PlanRequest) -> Plan:
-    spec = request.spec
-    variant, variant_reason = _variant(request)
-    engine, located, engine_reason, rejected = choose_engine(request)
-    fitted = fit(request, cast("LayersEngine", engine), located, choose_limits(request, engine))
+def _plan(supply: Supply) -> Plan:
+    request = supply.request
+    found, broken = candidates(request)
+    ranking = Ranking(request, supply.devices)
+    found, away = ranking.at_home(found)
+    chosen, fitted, others = Selection(supply, ranking, found, (*broken, *away)).chosen()
+    spec, candidate = request.spec, chosen.candidate
+    engine, located, profile = candidate.engine, candidate.located, candidate.profile
     name = spec.served_name or spec.name
     reasons = (
-        engine_reason,
+        _engine_reason(request, chosen, ranking, alone=len(found) == 1),
         _binary_reason(located),
-        Reason("runtime", "process", "computed", "the engine runs natively"),
-        variant_reason,
+        _runtime_reason(engine),
+        _variant_reason(request, chosen, ranking),
         fitted.devices,
         Reason("model_name", name, "from-spec", "served_name" if spec.served_name else "the deployment's name"),
         Reason("task", spec.task.value, "from-spec", "the spec says so"),
@@ -62,36 +73,53 @@ def _plan(request: PlanRequest) -> Plan:
         engine=engine.name,
         engine_version=located.version,
         binary=located.argv,
-        runtime="process",
-        variant=variant,
+        runtime=_runtime_reason(engine).value,
+        variant=Variant(
+            source=candidate.option.source,
+            path=profile.path,
+            format=profile.format,
+            quantization=profile.quantization,
+            bytes=profile.file_bytes,
+            architecture=profile.architecture,
+            digest=candidate.option.digest,
+        ),
         devices=tuple(offer.device.id for offer in fitted.layout.offers),
         limits=fitted.choice.limits,
         budgets=fitted.layout.budgets,
         extra_args=spec.extra_args,
         reasons=reasons,
-        rejected=(*rejected, *fitted.rejected),
+        rejected=(*others, *fitted.rejected),
         placement=fitted.layout.placement,
+        capacity=fitted.capacity,
     )
 
 
-def _variant(request: PlanRequest) -> tuple[Variant, Reason]:
-    """The one variant that the reference names. Raises `RefusedError` when the spec wants another quantization."""
-    profile, asked = request.profile, request.spec.quantization
-    variant = Variant(
-        source=request.spec.model,
-        path=profile.path,
-        format=profile.format,
-        quantization=profile.quantization,
-        bytes=profile.file_bytes,
-        architecture=profile.architecture,
-        digest=request.digest,
-    )
-    if asked == "auto":
-        return variant, Reason("variant", profile.quantization, "model", "what the model reference holds")
-    if asked.upper() != profile.quantization.upper():
-        message = f"the spec asks for {asked}, but {request.spec.model} is {profile.quantization}"
-        raise RefusedError(Diagnosis(DiagnosisCode.MODEL_UNSUPPORTED, message, hint="name another file, or `auto`"))
-    return variant, Reason("variant", profile.quantization, "from-spec", "the spec names it, and the file is it")
+def _engine_reason(request: PlanRequest, chosen: Ranked, ranking: Ranking, *, alone: bool) -> Reason:
+    asked, name, located = request.spec.engine, chosen.engine, chosen.candidate.located
+    where = {"config": "configured on this node", "path": "found on PATH", "embedded": "the embedded one"}
+    found = f"{where.get(located.origin, located.origin)}, version {located.version}"
+    if located.origin == "assumed":
+        found = "assumed: no executable was looked for"
+    if asked != "auto":
+        return Reason("engine", name, "from-spec", f"the spec names it; {found}")
+    if alone:
+        return Reason("engine", name, "computed", f"the only engine that serves this model on this node; {found}")
+    return Reason("engine", name, "computed", f"the best that fits, {ranking.purpose}; {found}")
+
+
+def _variant_reason(request: PlanRequest, chosen: Ranked, ranking: Ranking) -> Reason:
+    quantization = chosen.candidate.profile.quantization
+    if request.spec.quantization != "auto":
+        return Reason("variant", quantization, "from-spec", "the spec names it, and the file is it")
+    if len(request.options) == 1:
+        return Reason("variant", quantization, "model", "what the model reference holds")
+    return Reason("variant", quantization, "computed", ranking.why_variant(chosen))
+
+
+def _runtime_reason(engine: Engine) -> Reason:
+    if "process" in engine.capabilities.runtimes:
+        return Reason("runtime", "process", "computed", "the engine runs natively")
+    return Reason("runtime", "docker", "computed", "the engine is published as an image only")
 
 
 def _binary_reason(located: Located) -> Reason:

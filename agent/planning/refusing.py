@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from agent.planning.amounts import Free, need
-from agent.planning.devices import Offers, label, sets
+from agent.planning.devices import Offers, Sets, label
 from agent.planning.layout import Designer, Layout, largest
 from agent.planning.limits import STEP, Choice, with_length
 from agent.planning.plan import Limits
@@ -15,10 +15,12 @@ from agent.status import Diagnosis, DiagnosisCode
 
 
 def too_big(
-    request: PlanRequest, choice: Choice, designer: Designer, found: Offers, others: Offers, free: Free
+    request: PlanRequest, choice: Choice, designer: Designer, found: Offers, others: Offers | None, free: Free
 ) -> Diagnosis:
-    """The diagnosis, with the limits that were asked for or would have been taken. `others` is all that there is."""
-    hints = [_hint(request, choice, designer, found)]
+    """The diagnosis, with the limits that were asked for or would have been taken. `others` is all that there is; None:
+    nobody asks what would fit.
+    """
+    hints = [_hint(request, choice, designer, found)] if others is not None else []
     if request.spec.devices == "auto":
         layouts = [designer.on_cpu(choice.limits)]
         if found.usable:  # what was rejected names the others
@@ -26,7 +28,9 @@ def too_big(
             layouts.append(designer.evenly(choice.limits, (best,), designer.layers))
     elif found.usable:
         layouts = [designer.evenly(choice.limits, found.usable, designer.layers)]
-        elsewhere = next((group for group in sets(others) if designer.all_layers(choice.limits, group)), ())
+        most = designer.engine.capabilities.most_devices
+        groups = (group for group in Sets(others or Offers()) if len(group) <= most)
+        elsewhere = next((group for group in groups if designer.all_layers(choice.limits, group)), ())
         hints += [f"it fits on {' with '.join(label(offer.device) for offer in elsewhere)}"] if elsewhere else []
     else:
         layouts = [designer.on_cpu(choice.limits)]

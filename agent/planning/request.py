@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from agent.engines.base import Engine, Located
 from agent.hardware.inventory import Inventory
-from agent.models.profile import ModelProfile
 from agent.planning.ledger import Measurement
 from agent.planning.plan import Rejected
 from agent.settings import Policy
 from agent.spec import DeploymentSpec
 from agent.status import Diagnosis
+
+if TYPE_CHECKING:
+    from agent.models.profile import ModelProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class PlanRequest:
     devices: Mapping[str, DeviceState] = field(default_factory=dict)  # by id; one that is missing is idle
     released_bytes: int = 0  # what this deployment's running instance gives back before the new one starts
     measurements: tuple[Measurement, ...] = ()  # of engines that ran before, here or elsewhere
+    left_out: tuple[Rejected, ...] = ()  # variants of the model that are no options, each with the reason
 
     @property
     def profile(self) -> ModelProfile:
@@ -68,6 +72,8 @@ class Refusal:
 
     diagnosis: Diagnosis
     rejected: tuple[Rejected, ...] = ()
+    remedies: tuple[str, ...] = ()  # what would make it fit: each a sentence, and enough alone
+    missing_bytes: int | None = None  # of memory, for the candidate that came closest
 
 
 class RefusedError(Exception):
@@ -76,3 +82,12 @@ class RefusedError(Exception):
     def __init__(self, diagnosis: Diagnosis, rejected: tuple[Rejected, ...] = ()) -> None:
         super().__init__(diagnosis.message)
         self.refusal = Refusal(diagnosis, rejected)
+
+
+class MisfitError(RefusedError):
+    """One candidate does not fit; `missing` is how many bytes it lacks where it came closest."""
+
+    def __init__(self, diagnosis: Diagnosis, missing: int, rejected: tuple[Rejected, ...] = ()) -> None:
+        super().__init__(diagnosis, rejected)
+        self.refusal = replace(self.refusal, missing_bytes=missing)
+        self.missing = missing

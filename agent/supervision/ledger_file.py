@@ -43,6 +43,7 @@ _Name = Annotated[
 _Pool = Annotated[str, Matches(r"host|0|[1-9][0-9]{0,2}", "must be 'host' or the number of a device", "pool")]
 _Size = Annotated[int, Field(ge=0, le=MOST)]
 _Layers = Annotated[int, Field(ge=0, le=10_000)]
+_Ranks = Annotated[int, Field(ge=1, le=4096)]
 _Limit = Annotated[int, Field(ge=1, le=MOST)]
 _Lines = Annotated[tuple[_Line, ...], Field(strict=False, max_length=64)]
 
@@ -77,6 +78,7 @@ class Row(Strict):
     accelerator: NonEmptyLine
     device_models: Annotated[tuple[_Line, ...], Field(strict=False, min_length=1, max_length=64)]
     layers: Annotated[tuple[_Layers, ...], Field(strict=False, max_length=64)] = ()
+    ranks: Annotated[tuple[_Ranks, ...], Field(strict=False, max_length=3)] = ()
     kv_cache_dtype: NonEmptyLine
     max_num_seqs: _Limit
     max_model_len: _Limit
@@ -87,9 +89,10 @@ class Row(Strict):
     @model_validator(mode="after")
     def _check(self) -> Self:
         seen = set()
+        devices = 0 if self.accelerator == "cpu" else len(self.device_models)
         for place, term in enumerate(self.terms):
-            if term.pool != HOST and int(term.pool) >= len(self.layers):
-                rule = f"must be 'host' or the number of a device, of which `layers` has {len(self.layers)}"
+            if term.pool != HOST and int(term.pool) >= devices:
+                rule = f"must be 'host' or the number of a device, of which `device_models` has {devices}"
                 raise broken(rule, _at(place, "pool"))
             if (term.pool, term.term) in seen:
                 raise broken(f"{term.term!r} is given twice for {term.pool}", _at(place, "term"))
@@ -101,7 +104,7 @@ class Row(Strict):
         key = Key(
             digest=self.digest, file_bytes=self.file_bytes, architecture=self.architecture,
             quantization=self.quantization, engine=self.engine, engine_version=self.engine_version, task=self.task,
-            accelerator=self.accelerator, device_models=self.device_models, layers=self.layers,
+            accelerator=self.accelerator, device_models=self.device_models, layers=self.layers, ranks=self.ranks,
             kv_cache_dtype=self.kv_cache_dtype, extra_args=self.extra_args, max_num_seqs=self.max_num_seqs,
             max_model_len=self.max_model_len, max_num_batched_tokens=self.max_num_batched_tokens,
         )  # fmt: skip

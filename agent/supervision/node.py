@@ -11,7 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -19,7 +19,7 @@ import structlog
 from agent import __version__, failpoints
 from agent.config import LoadedConfig
 from agent.engines import ENGINES
-from agent.errors import AgentError, StoreError
+from agent.errors import AgentError, FailedPrecondition, FieldViolation, StoreError
 from agent.planning.ledger import Measurement
 from agent.runtimes.base import Runtime
 from agent.spec import DeploymentSpec
@@ -37,6 +37,7 @@ from agent.status import (
 )
 from agent.store.records import DeploymentRecord, InstanceRecord, Loaded, PutEvent
 from agent.store.sqlite import Store
+from agent.strict import invalid
 from agent.supervision import adoption, clock, reading, recovery, views, watch
 from agent.supervision.actor import Actor
 from agent.supervision.changes import Changes
@@ -50,18 +51,25 @@ from agent.supervision.preparation import Held, Preparation, PreparationError
 from agent.supervision.registry import Registry
 from agent.supervision.service import (
     Applied,
+    ArtifactList,
     ArtifactStatus,
     Change,
+    Collection,
     ConfigInForce,
     ConfigValue,
+    Deleted,
+    Fit,
     Imported,
+    KnownModel,
     LogChunk,
     Planned,
+    Pulling,
 )
 from agent.supervision.services import Services
 
 if TYPE_CHECKING:
     from agent.hardware.simulated import Simulated
+    from agent.supervision.artifacts import Artifacts
 
 log = structlog.get_logger(__name__)
 
@@ -88,6 +96,9 @@ class Node:
         known = LedgerOutside(node_uid, self.settings.node_name, self.announce, self._spawn)
         self.ledger = Ledger(store, runtime, self.hardware, self.device_registry, known)
         self._preparation = Preparation(self.settings, self.hardware, lambda: self.ledger.measurements)
+        # Lambdas, because the store of artifacts is made only when one of them is called.
+        self._preparation.settled = lambda reference: self.artifact_store.settled(reference)  # noqa: PLW0108
+        self._preparation.pulls.make_room = lambda lacking: self.artifact_store.make_room(lacking)  # noqa: PLW0108
         self.services = Services(
             config=self.settings, node_uid=node_uid, store=store, runtime=runtime, preparation=self._preparation,
             ports=Ports(self.settings.policy.bind, self.settings.policy.ports, self._held_ports),
@@ -96,6 +107,16 @@ class Node:
             devices=self.device_registry, ledger=self.ledger, fail=failpoints.hit,
         )  # fmt: skip
         self._changes = Changes(self.settings, self.registry, self.services)
+
+    @cached_property
+    def artifact_store(self) -> Artifacts:
+        """What the node holds of weights. Made when it is first needed, as 20 ms of every start."""
+        from agent.supervision import wants  # noqa: PLC0415
+        from agent.supervision.artifacts import Artifacts, Outside  # noqa: PLC0415
+
+        pulled = self._preparation.pulls
+        outside = Outside(self.announce, lambda: wants.of(self.registry), lambda: pulled.jobs, self.store)
+        return Artifacts(self.settings, self.conditions, outside)
 
     # Start and end ------------------------------------------------------------------------------------------------
 
@@ -264,8 +285,12 @@ class Node:
         older = tuple(views.instance(record) for record in reversed(actor.journal.older))
         return (present, *older) if present else older
 
-    def artifacts(self) -> tuple[ArtifactStatus, ...]:
-        return reading.artifacts(self.registry)
+    async def tend(self) -> None:
+        """Keep what is held within the disk's limits."""
+        await self.artifact_store.tend()
+
+    async def artifacts(self) -> ArtifactList:
+        return await self.artifact_store.all()
 
     async def events(self, deployment: str, *, before_seq: int, limit: int) -> tuple[Event, ...]:
         return await self.store.events(deployment, before_seq=before_seq, limit=limit)
@@ -314,14 +339,53 @@ class Node:
 
     async def plan(self, spec: dict[str, Any], hardware: dict[str, Any] | None = None) -> Planned:
         """A dry run: everything that happens before a launch, except that nothing is changed."""
+        from agent.planning.request import Refusal  # noqa: PLC0415 - as below
+        from agent.supervision import outlook  # noqa: PLC0415
+
         parsed = self._changes.admit(spec)
         machine = None if hardware is None else _described(hardware)
         try:
-            plan = await self._preparation.plan(parsed, 0, lambda: self._held(parsed.name), machine)
+            question = await self._preparation.question(parsed, 0, lambda: self._held(parsed.name), machine)
         except PreparationError as error:
-            return Planned(None, error.diagnosis)
-        port = parsed.port if isinstance(parsed.port, int) else self.settings.policy.ports.first
-        return Planned(plan, None, ENGINES[plan.engine].command(plan, self.settings.policy.bind, port).argv)
+            return outlook.refused(Refusal(error.diagnosis))
+        return await outlook.planned(question)
+
+    async def fit(self, template: dict[str, Any], hardware: dict[str, Any] | None = None) -> AsyncIterator[Fit]:
+        from agent.supervision import outlook  # noqa: PLC0415 - as below
+
+        if given := {"name", "model"} & template.keys():
+            raise invalid(*(FieldViolation(one, "must be left out: each model gets its own") for one in sorted(given)))
+        parsed = self._changes.admit({**template, "name": "fit", "model": "hf:any/model"})
+        machine = None if hardware is None else _described(hardware)
+        try:
+            around = await self._preparation.surroundings(lambda: self._held(""), machine)
+        except PreparationError as error:
+            raise FailedPrecondition(error.diagnosis.message, hint=error.diagnosis.hint) from None
+        async for one in outlook.fits(self._preparation, parsed, around, str(template.get("task", ""))):
+            yield one
+
+    async def models(self) -> tuple[KnownModel, ...]:
+        return await self._preparation.models.known()
+
+    async def resolve_model(self, text: str) -> tuple[KnownModel, str]:
+        return await self._preparation.models.resolve(text)
+
+    async def pull(self, reference: str) -> AsyncIterator[Pulling]:
+        from agent.supervision import pulling  # noqa: PLC0415 - as below
+
+        spec = pulling.admitted(reference, self._changes.admit)
+        bring = partial(pulling.bring, self._preparation, spec, lambda: self._held(""))
+        async for message in pulling.stream(bring, self.artifact_store):
+            yield message
+
+    async def pin(self, artifact: str, *, pinned: bool) -> ArtifactStatus:
+        return await self.artifact_store.pin(artifact, pinned=pinned)
+
+    async def delete_artifact(self, artifact: str, *, request_id: str) -> Deleted:
+        return await self.artifact_store.delete(artifact, request_id=request_id)
+
+    async def collect(self, *, dry_run: bool, everything: bool) -> Collection:
+        return await self.artifact_store.collect(dry_run=dry_run, everything=everything)
 
     async def apply(self, spec: dict[str, Any], *, etag: str, request_id: str, validate_only: bool) -> Applied:
         return await self._changes.apply(spec, etag=etag, request_id=request_id, validate_only=validate_only)

@@ -7,27 +7,33 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from agent.artifacts import sources
-from agent.artifacts.base import ArtifactError, SourcePolicy
+from agent.artifacts.base import ArtifactError, Fetched, SourcePolicy
+from agent.artifacts.pulls import Pulls
 from agent.engines import ENGINES
 from agent.engines.base import Located
 from agent.hardware.inventory import Inventory
-from agent.models.profiles import ProfileError, Profiles
+from agent.models.errors import ProfileError
 from agent.planning.ledger import Measurement
 from agent.planning.plan import Plan
-from agent.planning.planner import assumed, plan
-from agent.planning.request import DeviceState, Option, PlanRequest, Refusal
 from agent.settings import NodeConfig
-from agent.spec import DeploymentSpec
+from agent.spec import DeploymentSpec, SecretRef
 from agent.status import Diagnosis, DiagnosisCode, Progress
 
 if TYPE_CHECKING:
     from agent.hardware.simulated import Simulated
+    from agent.models.profiles import Profiles
+    from agent.planning.request import DeviceState, PlanRequest
+    from agent.supervision.hub import Meaning
+    from agent.supervision.models import Models
+
+# What only plans and fetches need is imported where they are made: together it is a sixth of the daemon's start.
+# ruff: noqa: PLC0415
 
 #: Finding all engines' executables may run each one's `--version` once (10 s each at worst).
 LOCATE_DEADLINE = 60.0
@@ -63,6 +69,16 @@ class Hardware(Protocol):
         """Why no plan may have the device now; "" if it may."""
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What plans are made within: a machine, and what is known of its engines."""
+
+    inventory: Inventory
+    located: Mapping[str, Located]
+    held: Held
+    measurements: tuple[Measurement, ...] = ()
+
+
 class PreparationError(Exception):
     """No launch is possible; `diagnosis` says why, and whether trying again can help."""
 
@@ -80,67 +96,139 @@ class Preparation:
         self._config = config
         self._hardware = hardware
         self._measurements = measurements
-        self._profiles = Profiles()
         self._verified: dict[str, _Fingerprint] = {}
+        self.pulls = Pulls()
+        self.settled: Callable[[str], Awaitable[None]] = _at_once  # nothing beside these files is being removed
         directories = config.policy.model_directories
         self._sources = SourcePolicy(
             schemes=frozenset(config.policy.model_sources),
             directories=None if directories is None else tuple(directories),
             cache=config.directories.cache,
+            organisations=_lower(config.policy.model_organisations),
+            pickle=config.policy.pickle,
+            fetching=config.fetch,
+            token=self._token,
+            pulls=self.pulls,
         )
 
-    async def plan(
+    @cached_property
+    def _profiles(self) -> Profiles:
+        from agent.models.profiles import Profiles
+
+        return Profiles()
+
+    @cached_property
+    def models(self) -> Models:
+        """What references and names mean."""
+        from agent.supervision.models import Models
+
+        variants = self._config.policy.model_variants
+        return Models(self._config.catalog.models, self._profiles, self._sources, variants)
+
+    async def plan(self, spec: DeploymentSpec, generation: int, held: Callable[[], Held]) -> Plan:
+        """The plan for `spec` on this node. Nothing is awaited after `held`, so that the caller can make its own
+        reservation before anybody else plans. Raises `PreparationError`."""
+        from agent.planning.planner import plan
+        from agent.planning.request import Refusal
+
+        if spec.model.startswith(("https:", "http:")):  # what it is, only its own header says
+            await self.bring(spec.model, lambda _: None)
+        answer = plan(await self.question(spec, generation, held))
+        if isinstance(answer, Refusal):
+            raise PreparationError(answer.diagnosis)
+        return answer
+
+    async def question(
         self,
         spec: DeploymentSpec,
         generation: int,
         held: Callable[[], Held],
         simulated: Simulated | None = None,
-    ) -> Plan:
-        """The plan for `spec`, on this node or on a described one. `held` (what deployments hold by now) is asked last,
-        and nothing is awaited after it, so that the caller can make its own reservation before anybody else plans.
-        Raises `PreparationError`."""
+    ) -> PlanRequest:
+        """All that the plan for `spec` depends on, on this node or on a described one. `held` (what deployments hold by
+        now) is asked last. Raises `PreparationError`, and `InvalidArgument` for the operator's own catalog."""
+        meaning = await self._meaning(spec)
+        return self.request(spec, generation, meaning, await self.surroundings(held, simulated))
+
+    async def surroundings(self, held: Callable[[], Held], simulated: Simulated | None = None) -> Surroundings:
+        """As they are now; `held` is asked last. Raises `PreparationError`."""
+        if simulated is not None:
+            from agent.planning.planner import assumed
+            from agent.planning.request import DeviceState
+
+            used = {id: DeviceState(used=used) for id, used in simulated.used.items()}
+            return Surroundings(simulated.inventory, assumed(ENGINES), Held(devices=used))
+        located = await self._engines()
+        await self._hardware.detected(DETECTION_DEADLINE)
+        return Surroundings(self._hardware.inventory(), located, held(), self._measurements())
+
+    def request(self, spec: DeploymentSpec, generation: int, meaning: Meaning, around: Surroundings) -> PlanRequest:
+        from agent.planning.request import PlanRequest
+
+        now = around.held
+        return PlanRequest(
+            spec=spec,
+            generation=generation,
+            options=meaning.options,
+            left_out=meaning.left_out,
+            inventory=around.inventory,
+            policy=self._config.policy,
+            engines=ENGINES,
+            located=around.located,
+            reserved_bytes=now.reserved,
+            resident_bytes=now.resident,
+            released_bytes=now.released,
+            devices=now.devices,
+            measurements=around.measurements,
+        )
+
+    async def _meaning(self, spec: DeploymentSpec) -> Meaning:
+        """What the model's reference can mean."""
+        from agent.artifacts import sources
+        from agent.planning.request import Option
+        from agent.supervision.hub import Meaning
+
+        scheme, _, rest = spec.model.partition(":")
         try:
+            if scheme == "hf":
+                return await self.models.options(rest)
             found = await sources.resolve(spec.model, self._sources)
-            profile = await self._profiles.profile(found.path)
+            return Meaning((Option(await self._profiles.profile(found.path), spec.model, found.digest),))
         except (ArtifactError, ProfileError) as error:
             raise PreparationError(error.diagnosis) from error
-        if simulated is None:
-            located = await self._engines()
-            await self._hardware.detected(DETECTION_DEADLINE)
-            inventory, now = self._hardware.inventory(), held()
-        else:
-            located, inventory = assumed(ENGINES), simulated.inventory
-            now = Held(devices={id: DeviceState(used=used) for id, used in simulated.used.items()})
-        answer = plan(
-            PlanRequest(
-                spec=spec,
-                generation=generation,
-                options=(Option(profile, spec.model, found.digest),),
-                inventory=inventory,
-                policy=self._config.policy,
-                engines=ENGINES,
-                located=located,
-                reserved_bytes=now.reserved,
-                resident_bytes=now.resident,
-                released_bytes=now.released,
-                devices=now.devices,
-                measurements=self._measurements() if simulated is None else (),
-            )
-        )
-        if isinstance(answer, Refusal):
-            raise PreparationError(answer.diagnosis)
-        return answer
 
-    async def fetch(self, planned: Plan, show: Callable[[Progress], None]) -> Plan:
-        """See that the plan's files are here and whole; the plan comes back with their digest.
+    async def bring(self, reference: str, show: Callable[[Progress], None]) -> Fetched:
+        """See that the files of exactly this reference are here and whole. Raises `PreparationError`."""
+        from agent.artifacts import sources
 
-        Raises `PreparationError`."""
+        await self.settled(reference)
         try:
-            fetched = await sources.fetch(planned.variant.source, self._sources, show)
+            return await sources.fetch(reference, self._sources, show)
         except ArtifactError as error:
             raise PreparationError(error.diagnosis) from error
-        self._verified[planned.variant.path] = _fingerprint(planned.variant.path)
-        return replace(planned, variant=replace(planned.variant, digest=fetched.digest))
+
+    async def fetch(self, planned: Plan, show: Callable[[Progress], None]) -> Plan:
+        """See that the plan's files are here and whole; the plan comes back with their path and digest.
+
+        Raises `PreparationError`."""
+        fetched = await self.bring(planned.variant.source, show)
+        path = str(fetched.path)
+        if path != planned.variant.path:  # it came from elsewhere: no engine sees it before its header was read
+            try:
+                await self._profiles.profile(fetched.path)
+            except ProfileError as error:
+                raise PreparationError(error.diagnosis) from error
+        self._verified[path] = _fingerprint(path)
+        return replace(planned, variant=replace(planned.variant, path=path, digest=fetched.digest))
+
+    def _token(self) -> str:
+        """The hub's token, as it is now; "" where none is named. Raises `PreparationError`."""
+        from agent.supervision.secrets import resolve  # it needs this module's error
+
+        file, variable = self._config.fetch.token_file, self._config.fetch.token_env
+        if file is None:
+            return os.environ.get(variable, "").strip()
+        return resolve({"fetch.token_file": SecretRef(file=file)})["fetch.token_file"].strip()
 
     def still_valid(self, planned: Plan) -> int | None:
         """The bytes to load, if `planned` may be launched again as it is: its file is the one that was verified by
@@ -180,6 +268,15 @@ class Preparation:
             if located is not None:
                 found[name] = located
         return found
+
+
+def _lower(names: tuple[str, ...] | None) -> frozenset[str] | None:
+    return None if names is None else frozenset(name.lower() for name in names)
+
+
+async def _at_once(reference: str) -> None:
+    """Nothing is being removed."""
+    del reference
 
 
 def _fingerprint(path: str) -> _Fingerprint:

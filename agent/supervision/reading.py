@@ -1,4 +1,4 @@
-"""Reading logs and artifacts: what the API shows besides status."""
+"""Reading logs: what the API shows besides status."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agent.store.records import InstanceRecord
 from agent.supervision import launching
 from agent.supervision.actor import Actor
 from agent.supervision.registry import Registry
-from agent.supervision.service import ArtifactStatus, LogChunk
+from agent.supervision.service import LogChunk
 from agent.supervision.watch import Watchers
 
 
@@ -84,14 +84,3 @@ def _ended(actor: Actor, instance: str) -> logs.Ended:
         return present is None or present.id != instance or present.ended_at is not None
 
     return ended
-
-
-def artifacts(registry: Registry) -> tuple[ArtifactStatus, ...]:
-    """The weight files that deployments of this node use, each once."""
-    used: dict[str, ArtifactStatus] = {}
-    for actor in registry:
-        if actor.plan is not None:
-            variant = actor.plan.variant
-            users = used[variant.path].used_by if variant.path in used else ()
-            used[variant.path] = ArtifactStatus(variant, (*users, actor.name))
-    return tuple(used[path] for path in sorted(used))

@@ -26,6 +26,8 @@ PRUNE_PERIOD = 300.0
 WATCH_RETRY = 5.0
 #: Disks fill slowly, and container engines seldom stop; whoever runs the doctor has them asked anew.
 SURVEY_PERIOD = 300.0
+#: Artifacts are in use for hours, and a pull that lacks room asks for it at once.
+TEND_PERIOD = 300.0
 #: The memory of instances moves slowly, and looking at it costs as much as probing: every third turn is enough.
 USAGE_TURNS = 3
 #: A repeated request is recognised for a day: longer than any client retries.
@@ -49,6 +51,7 @@ class Upkeep:
             group.create_task(self._every(tuning.sweep_seconds, self.sweep))
             group.create_task(self._every(PRUNE_PERIOD, self.prune))
             group.create_task(self._every(SURVEY_PERIOD, self._node.hardware.survey))
+            group.create_task(self._every(TEND_PERIOD, self._node.tend))
             group.create_task(self._watch_devices())
 
     async def _every(self, period: float, work: Callable[[], Awaitable[None]]) -> None:

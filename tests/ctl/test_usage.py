@@ -90,9 +90,11 @@ def test_the_completion_script_is_valid_bash(invoke: Invoke) -> None:
         ("agentctl stop c", ["chat"]),
         ("agentctl get ", None),
         ("agentctl get chat ", []),
+        ("agentctl plan qw", ["qwen3-8b", "qwen3:8b"]),
+        ("agentctl plan ./", ["./"]),
     ],
 )
-def test_commands_kinds_and_names_are_completed(
+def test_commands_kinds_names_and_models_are_completed(
     agentctl: Run, served: Served, words: str, completed: list[str] | None
 ) -> None:
     served.put(READY, LOADING)

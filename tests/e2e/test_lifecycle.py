@@ -62,7 +62,7 @@ def test_bad_specs_name_the_field_and_change_nothing(node: Daemon) -> None:
         "engine": node.spec(engine="lama.cpp"),
         "extra_args[0]": node.spec(extra_args=["--port=1"]),
         "port": node.spec(port=80),
-        "model": node.spec(model="hf:org/model"),
+        "model": node.spec(model="hf:no-owner"),
         "nonsense": node.spec(nonsense=1),
     }
     with node.client() as client:

@@ -237,6 +237,12 @@ def test_who_published_a_variant_is_told_by_its_owner() -> None:
     assert trust["unsloth"] == "community"
 
 
+def test_a_repository_that_no_entry_names_is_trusted_as_its_owner_is() -> None:
+    trust = {owner: shipped().trust(f"{owner}/New-1B") for owner in ("Qwen", "nvidia", "somebody")}
+
+    assert trust == {"Qwen": "maker", "nvidia": "vendor", "somebody": "community"}
+
+
 def test_the_daemon_does_not_load_it() -> None:
     check = "import sys, agent.daemon; sys.exit('agent.models.catalog' in sys.modules)"
 

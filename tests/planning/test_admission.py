@@ -11,10 +11,12 @@ from agent.planning.admission import admit
 from agent.settings import Policy
 from agent.spec import parse_spec
 
+LLAMA_CPP = {"llama.cpp": ENGINES["llama.cpp"]}
+
 
 def violations(policy: dict[str, Any] | None = None, **fields: Any) -> dict[str, str]:
     spec = parse_spec({"name": "d", "model": "file:/m.gguf"} | fields)
-    return {found.field: found.rule for found in admit(spec, Policy.model_validate(policy or {}), ENGINES)}
+    return {found.field: found.rule for found in admit(spec, Policy.model_validate(policy or {}), LLAMA_CPP)}
 
 
 def test_a_plain_spec_is_admitted() -> None:

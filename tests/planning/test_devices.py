@@ -23,10 +23,10 @@ from agent.planning.request import DeviceState, Option, PlanRequest, Refusal
 from agent.settings import Policy
 from agent.spec import parse_spec
 from agent.status import DiagnosisCode
-from tests.planning.test_planner import INVENTORY, PROFILE, made, refused
+from tests.planning.test_planner import INVENTORY, LLAMA_CPP, PROFILE, made, refused
 
 MODEL = replace(PROFILE, embedding_bytes=GIB // 4, output_bytes=GIB // 4)
-EVERYTHING = assumed(ENGINES)
+EVERYTHING = assumed(LLAMA_CPP)
 PLENTY = Memory(512 * GIB, 500 * GIB)
 
 
@@ -53,7 +53,7 @@ def ask(
         options=(Option(profile, "file:/m/m.gguf"),),
         inventory=replace(INVENTORY, memory=memory, devices=devices, links=tuple(links)),
         policy=Policy.model_validate(policy or {}),
-        engines=ENGINES,
+        engines=LLAMA_CPP,
         located=located,
         devices=states or {},
     )
@@ -574,7 +574,7 @@ def test_the_engine_sees_the_plans_devices_and_no_others(device: Device, visible
 
 
 def test_a_plan_for_a_machine_that_is_not_here_assumes_the_engine_and_says_so() -> None:
-    request = ask(gpu(0, 80), located=assumed(ENGINES))
+    request = ask(gpu(0, 80), located=assumed(LLAMA_CPP))
     answer = made(replace(request, inventory=replace(request.inventory, simulated="h100-sxm:1")))
 
     assert answer.binary == ("llama-server",)

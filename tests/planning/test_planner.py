@@ -53,6 +53,7 @@ INVENTORY = Inventory(
     cpu_flags=("avx2",),
     memory=Memory(64 * GIB, 60 * GIB),
 )
+LLAMA_CPP = {"llama.cpp": ENGINES["llama.cpp"]}
 LOCATED = {"llama.cpp": Located(("/usr/bin/llama-server",), "b10434", "path")}
 
 
@@ -75,7 +76,7 @@ def ask(
         options=(Option(profile, "file:/m/m.gguf", "sha256:x"),),
         inventory=replace(INVENTORY, memory=memory),
         policy=Policy.model_validate(policy or {}),
-        engines=ENGINES,
+        engines=LLAMA_CPP,
         located=located,
         reserved_bytes=reserved,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -34,6 +35,14 @@ def test_what_this_node_measured_itself_comes_back_as_its_own() -> None:
     (row,) = parse(ledger(exported()), "node-1", NOW)
 
     assert row == make_measurement()
+
+
+def test_how_ranks_lay_on_devices_goes_along() -> None:
+    made = make_measurement()
+    made = replace(made, key=replace(made.key, layers=(), ranks=(2, 1, 1)))
+    data = json.loads(json.dumps(plain(mapping.measurement(made))))
+
+    assert parse(ledger(data), "node-1", NOW) == (made,)
 
 
 def test_an_empty_ledger_is_one() -> None:
@@ -69,7 +78,13 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("max_num_seqs", 0, "max_num_seqs", "must be at least 1"),
         ("device_models", [], "device_models", "must have at least 1"),
         ("layers", [1.5], "layers[0]", "must be a whole number"),
-        ("layers", [], "terms[1].pool", "must be 'host' or the number of a device, of which `layers` has 0"),
+        ("ranks", [0], "ranks[0]", "must be at least 1"),
+        (
+            "terms.1.pool",
+            "7",
+            "terms[1].pool",
+            "must be 'host' or the number of a device, of which `device_models` has",
+        ),
         ("measure_time", "yesterday", "measure_time", "must be an RFC 3339 time"),
         ("measure_time", "2023-11-14T22:13:20", "measure_time", "must be an RFC 3339 time"),
         ("measure_time", "2123-11-14T22:13:20Z", "measure_time", "must not be in the future"),

@@ -9,9 +9,8 @@ import click
 from google.protobuf.struct_pb2 import Struct
 
 from agent.api.structs import struct_to_dict
-from agent.ctl import options, rows
+from agent.ctl import options, plans, rows
 from agent.ctl.app import App
-from agent.ctl.commands import plan as planned
 from agent.ctl.names import suggesting
 from agent.ctl.output import Column, Format, age, emit, fields, size, table
 from agent.ctl.values import plain, short
@@ -140,9 +139,9 @@ def _probes(instance: pb.Instance, now: float) -> str:
 
 def _plan(deployment: pb.Deployment) -> Iterator[str]:
     if deployment.HasField("plan"):
-        plan = planned.plan_of(deployment.plan)
-        yield _section("PLAN", _indent(planned.decision(plan)))
-        yield from (_indent(part) for part in (*planned.memory(plan), *planned.explanation(plan)))
+        plan = plans.plan_of(deployment.plan)
+        yield _section("PLAN", _indent(plans.decision(plan)))
+        yield from (_indent(part) for part in (*plans.memory(plan), *plans.explanation(plan)))
 
 
 def _yaml(spec: Struct) -> str:

@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from agent.ctl import devices, options, rows
+from agent.ctl import artifacts, devices, options, rows
 from agent.ctl.app import App
 from agent.ctl.commands.status import node_fields, node_trouble
 from agent.ctl.names import suggesting
@@ -71,7 +71,7 @@ def _events(app: App, name: str, form: Format) -> None:
 
 def _artifacts(app: App, name: str, form: Format) -> None:
     found = [artifact for artifact in app.reader().list_artifacts() if name in {"", artifact.source}]
-    rows.show("artifacts", found, rows.ARTIFACTS, form)
+    rows.show("artifacts", found, artifacts.columns(app.now()), form)
 
 
 def _devices(app: App, name: str, form: Format) -> None:

@@ -22,7 +22,7 @@ from agent.v1 import agent_pb2 as pb
 #: What makes measurements those of other memory: they are shown apart.
 _KEY: Final = (
     "imported", "digest", "file_bytes", "architecture", "quantization", "engine", "engine_version", "task",
-    "accelerator", "device_models", "layers", "kv_cache_dtype", "max_num_seqs", "max_model_len",
+    "accelerator", "device_models", "layers", "ranks", "kv_cache_dtype", "max_num_seqs", "max_model_len",
     "max_num_batched_tokens", "extra_args",
 )  # fmt: skip
 

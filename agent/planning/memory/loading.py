@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from agent.models.profile import Group, ModelProfile, Tensors
 from agent.planning.memory.base import Request, padded
+from agent.planning.memory.layers import remembered
 
 #: What is quantized while loading; everything else stays.
 _QUANTIZED = frozenset({
@@ -31,6 +32,10 @@ def adapted(profile: ModelProfile, request: Request) -> ModelProfile:
 
 
 def _scaled(profile: ModelProfile, groups: frozenset[Group], share: float) -> ModelProfile:
+    return remembered(profile, ("scaled", groups, share), lambda: _made(profile, groups, share))
+
+
+def _made(profile: ModelProfile, groups: frozenset[Group], share: float) -> ModelProfile:
     scaled = tuple(
         Tensors(each.group, each.parameters, int(each.bytes * share), each.scale_bytes)
         if each.group in groups

@@ -11,7 +11,7 @@ from dataclasses import replace
 from agent.models.profile import ModelProfile
 from agent.planning.memory import kv_cache
 from agent.planning.memory.base import MIB, Estimate, Request, gib, spread
-from agent.planning.memory.decision import CONTEXT, decided
+from agent.planning.memory.decision import CONTEXT, decided, fullest
 from agent.planning.memory.loading import adapted
 from agent.planning.memory.vllm import forward_bytes
 from agent.planning.memory.weights import Split, loaded
@@ -29,7 +29,11 @@ def estimate(profile: ModelProfile, request: Request) -> Estimate:
         max_num_batched_tokens=request.max_num_batched_tokens or 8192,
         utilization=0.9 if request.utilization is None else request.utilization,
     )  # fmt: skip
-    split = Split(request.tensor, request.tensor, request.tensor, 0, request.pipeline)
+    return fullest([_stage(profile, request, stage) for stage in range(request.pipeline)])
+
+
+def _stage(profile: ModelProfile, request: Request, stage: int) -> Estimate:
+    split = Split(request.tensor, request.tensor, request.tensor, stage, request.pipeline)
     activations = max(
         forward_bytes(profile, split, request.max_num_batched_tokens), 8 * profile.vocabulary * request.max_num_seqs
     )
@@ -49,6 +53,7 @@ def estimate(profile: ModelProfile, request: Request) -> Estimate:
         f"{request.utilization:g} of the {gib(left)} that are left", uncertainty=spread(terms),
     )  # fmt: skip
     kind = "fp8" if request.kv_dtype.startswith("fp8") else request.kv_dtype
-    each = kv_cache.bytes_per_token(profile, kind, request.tensor)
-    layout = kv_cache.Layout(BLOCK * each, -(-longest // BLOCK), BLOCK, 1)
+    layers = split.layers(profile.layers) if split.stages > 1 else None
+    each = kv_cache.bytes_per_token(profile, kind, request.tensor, layers)
+    layout = kv_cache.Layout(BLOCK * each, -(-request.max_model_len // BLOCK), BLOCK, 1)
     return decided(replace(request, utilization=1.0), tuple(terms), pool, layout, None, each)

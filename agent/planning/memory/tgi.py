@@ -1,7 +1,8 @@
-"""Text Generation Inference: weights, a warm-up with the largest prefill, and blocks of cache out of what is left.
+"""Text Generation Inference: weights, a warm-up with the largest prefill, and blocks of cache out of what is left below
+a mark: 0.9 of `--cuda-memory-fraction` of the device. Graphs are captured after that, above the mark.
 
-Sources: TGI's `models/flash_causal_lm.py` (`warmup`), `utils/import_utils.py` (`get_free_memory`), its launcher's
-`--cuda-memory-fraction` and `TGI_WIGGLE_ROOM`.
+Sources (version 3.3.7): TGI's `models/flash_causal_lm.py` (`warmup`), `utils/import_utils.py` (`get_cuda_free_memory`),
+`models/globals.py` (`TGI_WIGGLE_ROOM`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from agent.planning.memory.vllm import forward_bytes
 from agent.planning.memory.weights import Split, loaded
 from agent.planning.plan import MemoryTerm
 
-#: The part of free memory that blocks are made of.
-WIGGLE_ROOM = 0.93
+#: The part of the allowed memory that is used for weights, warm-up and blocks.
+WIGGLE_ROOM = 0.9
+GRAPHS = "CUDA graphs"
 
 
 def estimate(profile: ModelProfile, request: Request) -> Estimate:
@@ -35,16 +37,15 @@ def estimate(profile: ModelProfile, request: Request) -> Estimate:
     terms = [
         *loaded(adapted(profile, request), split),
         MemoryTerm("activation peak", activations, f"{batch} tokens of prompts", uncertainty=activations // 4),
-        MemoryTerm("CUDA graphs", graphs, "7 sizes", uncertainty=graphs // 2),
+        MemoryTerm(GRAPHS, graphs, "7 sizes", uncertainty=graphs // 2),
         MemoryTerm("outside of PyTorch", ranks, "workspaces and NCCL", uncertainty=ranks // 2),
         MemoryTerm("context", CONTEXT, "driver and libraries", uncertainty=CONTEXT // 2),
     ]
-    budget = int((request.utilization or 0) * request.card.total)
-    if request.card.free is not None:
-        budget = min(budget, request.card.free)
-    left = budget - sum(term.bytes for term in terms)
+    mark = int(WIGGLE_ROOM * (request.utilization or 0) * request.card.total)
+    others = request.card.total - request.card.free if request.card.free is not None else 0
+    left = mark - others - sum(term.bytes for term in terms if term.name != GRAPHS)
     pool = MemoryTerm(
-        "KV cache", int(left * WIGGLE_ROOM) if left > 0 else left, f"{WIGGLE_ROOM:g} of the {gib(left)} that are left",
+        "KV cache", left, f"{WIGGLE_ROOM:g} x {request.utilization:g} of {gib(request.card.total)}, less what is used",
         uncertainty=spread(terms),
     )  # fmt: skip
     kind = "fp8" if request.kv_dtype.startswith("fp8") else request.kv_dtype

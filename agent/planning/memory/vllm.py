@@ -9,6 +9,7 @@ Sources (versions 0.8.5, 0.11, 0.16, 0.21, 0.28 and 0.33 were read): `v1/worker/
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from agent.models.profile import Attention, AttentionKind, Group, ModelProfile
@@ -26,6 +27,7 @@ from agent.planning.memory.base import (
 )
 from agent.planning.memory.decision import decided, fullest
 from agent.planning.memory.kv_cache import Page
+from agent.planning.memory.layers import remembered
 from agent.planning.memory.loading import adapted
 from agent.planning.memory.weights import Split, loaded
 from agent.planning.plan import MemoryTerm
@@ -41,6 +43,11 @@ SECOND_RUNNER, SECOND_RUNNER_HYBRID, SECOND_SAMPLER_COUNTED = (0, 27), (0, 29), 
 HYBRID_CACHE = (0, 10)
 #: Up to here the size of the pool was printed as the blocks of one group.
 CONCURRENCY_PRINTED = (0, 20)
+#: From here on a Mamba-2 layer keeps one state more where prefixes are cached: that of the last boundary of a block
+#: within a prompt (`mamba_mixer2.py`, `num_prefill_checkpoint_blocks`). Read in 0.32; when it came was not looked for.
+CHECKPOINTED = (0, 32)
+#: Model types whose recurrent layers are of another kind than Mamba-2.
+_OTHER_STATES = frozenset({"mamba", "falcon_mamba", "jamba", "lfm2", "lfm2_moe", "plamo2"})
 
 #: Bytes a logit at the widest point of the sampler that sorts: 16- and 32-bit logits, the sorted ones with their
 #: 64-bit indices, probabilities, their sums, masks, and the sort's own workspace. Six runs without another large term
@@ -67,7 +74,6 @@ STREAMS = 3
 def defaults(request: Request, profile: ModelProfile) -> Request:
     """The request with what vLLM chooses where nothing is asked."""
     version = request.version or NEWEST
-    request = replace(request, version=version)
     longest = request.max_model_len or profile.context_length or 2048
     utilization = request.utilization
     if utilization is None:
@@ -87,18 +93,17 @@ def defaults(request: Request, profile: ModelProfile) -> Request:
         if not request.max_num_seqs:
             sequences = min(sequences, batch)
     return replace(
-        request, utilization=utilization, max_model_len=longest, max_num_seqs=sequences, max_num_batched_tokens=batch
-    )
+        request, version=version, utilization=utilization, max_model_len=longest, max_num_seqs=sequences,
+        max_num_batched_tokens=batch,
+    )  # fmt: skip
 
 
 def estimate(profile: ModelProfile, request: Request) -> Estimate:
     """The device that holds most; raises `KeyError` for a cache type that is not known."""
-    assumed = []
-    if request.utilization is None:
-        assumed.append("the share of memory is the version's default")
+    stated = request.utilization is not None
     request = defaults(request, profile)
-    stages = [_stage(profile, request, stage) for stage in range(request.pipeline)]
-    return replace(fullest(stages), assumed=tuple(assumed))
+    found = fullest([_stage(profile, request, stage) for stage in range(request.pipeline)])
+    return found if stated else replace(found, assumed=("the share of memory is the version's default",))
 
 
 def _stage(profile: ModelProfile, request: Request, stage: int) -> Estimate:
@@ -109,7 +114,7 @@ def _stage(profile: ModelProfile, request: Request, stage: int) -> Estimate:
     media = not request.text_only
     terms = [
         *loaded(adapted(profile, request), split, media=media, predictor=request.predictor),
-        *_latent_projections(profile, split),
+        *latent_projections(profile, split),
         *_draft(request, split),
         *_adapters(profile, request, split),
         _activation(profile, request, split),
@@ -130,14 +135,27 @@ def _stage(profile: ModelProfile, request: Request, stage: int) -> Estimate:
         uncertainty=spread(terms),
     )  # fmt: skip
     layout = cache_layout(profile, request, split)
-    return decided(request, tuple(terms), pool, layout, beyond, _printed(request, layout))
+    found = decided(request, tuple(terms), pool, layout, beyond, _printed(request, layout))
+    return whole(found, layout, request)
+
+
+def whole(found: Estimate, layout: kv_cache.Layout, request: Request) -> Estimate:
+    """With the tokens and requests that the engine will print: it counts whole blocks."""
+    if found.pool is None or not layout.needed:
+        return found
+    blocks = max(0, found.pool.bytes) // layout.block_bytes
+    concurrency = blocks / layout.blocks_a_request
+    tokens = int(concurrency * request.max_model_len)
+    if request.legacy or request.version < CONCURRENCY_PRINTED:
+        tokens = blocks // layout.groups * layout.block
+    return replace(found, tokens=tokens, concurrency=concurrency)
 
 
 def _printed(request: Request, layout: kv_cache.Layout) -> float:
     """Bytes a token, as the log line "GPU KV cache size" counts tokens."""
     if not layout.block_bytes:
         return 0.0
-    if request.legacy or request.version < CONCURRENCY_PRINTED or layout.groups <= 1:
+    if request.legacy or request.version < CONCURRENCY_PRINTED:
         return layout.block_bytes * layout.groups / layout.block
     return layout.needed / request.max_model_len
 
@@ -146,7 +164,7 @@ def _printed(request: Request, layout: kv_cache.Layout) -> float:
 
 
 def cache_layout(profile: ModelProfile, request: Request, split: Split) -> kv_cache.Layout:
-    if any(layer.attention.compression for layer in profile.layer_details):
+    if any(at.compression for at in kv_cache.attentions(profile)):
         return kv_cache.compressed_layout(profile, request.max_model_len, request.max_num_batched_tokens)
     kind, ranks = _cache_type(profile, request), split.attention
     layers = kv_cache.attentions(profile, split.layers(profile.layers) if request.pipeline > 1 else None)
@@ -172,10 +190,17 @@ def cache_layout(profile: ModelProfile, request: Request, split: Split) -> kv_ca
         (Page(kv_cache.index_bytes(at) * block, block), count) for at, count in caching.items() if at.index_length
     ]
     hybrid = request.version >= HYBRID_CACHE and not request.legacy
-    kept = 1 + (1 if request.prefix_caching and request.version >= (0, 14) else 0)
+    kept = 1
+    if request.prefix_caching and request.version >= (0, 14) and caching:  # without attention nothing is kept
+        kept = 3 if _checkpoints(profile, request, recurrent) else 2
     return kv_cache.layout(
         pages, request.max_model_len, request.max_num_batched_tokens, hybrid=hybrid or bool(states), states=kept
     )
+
+
+def _checkpoints(profile: ModelProfile, request: Request, recurrent: Iterable[Attention]) -> bool:
+    mamba = any(at.state_elements and (at.kind == AttentionKind.MAMBA or at.parallel) for at in recurrent)
+    return mamba and request.version >= CHECKPOINTED and profile.model_type not in _OTHER_STATES
 
 
 def _token(at: Attention, kind: str, ranks: int, *, padded_latent: bool) -> int:
@@ -191,7 +216,7 @@ def _state_element(request: Request) -> int:
 
 def _cache_type(profile: ModelProfile, request: Request) -> str:
     if request.kv_dtype != "auto":
-        sparse = any(layer.attention.index_length and layer.attention.latent for layer in profile.layer_details)
+        sparse = any(at.index_length and at.latent for at in kv_cache.attentions(profile))
         if request.kv_dtype.startswith("fp8"):
             return "fp8_ds_mla" if sparse else "fp8"
         return request.kv_dtype
@@ -202,7 +227,7 @@ def _cache_type(profile: ModelProfile, request: Request) -> str:
 # The other terms
 
 
-def _latent_projections(profile: ModelProfile, split: Split) -> tuple[MemoryTerm, ...]:
+def latent_projections(profile: ModelProfile, split: Split) -> tuple[MemoryTerm, ...]:
     """MLA: the value and key parts of `kv_b_proj`, unpacked to 16 bit for decoding, beside the projection itself."""
     elements = sum(
         count * divided(at.heads, split.attention) * (at.key_length - at.rope_length + at.value_length) * at.latent
@@ -235,7 +260,11 @@ def _adapters(profile: ModelProfile, request: Request, split: Split) -> tuple[Me
 
 
 def _widest(profile: ModelProfile) -> Attention:
-    found = [layer.attention for layer in profile.layer_details if kv_cache.has_cache(layer.attention)]
+    return remembered(profile, ("widest attention",), lambda: _widest_attention(profile))
+
+
+def _widest_attention(profile: ModelProfile) -> Attention:
+    found = [at for at in kv_cache.attentions(profile) if kv_cache.has_cache(at)]
     return max(found, key=lambda at: at.heads * at.key_length, default=Attention(AttentionKind.NONE))
 
 
@@ -247,7 +276,7 @@ def runs_on_second(profile: ModelProfile, request: Request) -> bool:
         return True
     if profile.architecture in {"DeepseekV2ForCausalLM", "DeepseekV4ForCausalLM", "Qwen2MoeForCausalLM"}:
         return request.version >= SECOND_RUNNER
-    if any(kv_cache.is_recurrent(layer.attention) for layer in profile.layer_details) or profile.moe is not None:
+    if any(map(kv_cache.is_recurrent, kv_cache.attentions(profile))) or profile.moe is not None:
         return request.version >= SECOND_RUNNER_HYBRID
     return request.version >= SECOND_RUNNER
 
@@ -264,6 +293,11 @@ def sampler_bytes(profile: ModelProfile, request: Request) -> int:
 
 def forward_bytes(profile: ModelProfile, split: Split, tokens: int) -> int:
     """The widest point of a layer for this many tokens, in 16 bit."""
+    return 2 * tokens * remembered(profile, ("widest", split), lambda: _widest_point(profile, split))
+
+
+def _widest_point(profile: ModelProfile, split: Split) -> int:
+    """Values a token."""
     hidden, ranks = profile.embedding_length, split.tensor
     streams = STREAMS * hidden
     dense = 3 * divided(profile.feed_forward_length, ranks)
@@ -279,13 +313,13 @@ def forward_bytes(profile: ModelProfile, split: Split, tokens: int) -> int:
     if at.latent:
         attention += heads * (at.key_length + at.value_length)
     recurrent = 0
-    for layer in profile.layer_details:
-        if kv_cache.is_recurrent(layer.attention):
+    for other in kv_cache.attentions(profile):
+        if kv_cache.is_recurrent(other):
             # What goes in and comes out of the scan, and the states between its chunks of 64 tokens, in 32 bit.
-            width = layer.attention.conv_elements // 3
-            recurrent = divided(4 * width + layer.attention.state_elements * 2 // 64, split.attention)
+            width = other.conv_elements // 3
+            recurrent = divided(4 * width + other.state_elements * 2 // 64, split.attention)
             break
-    return 2 * tokens * (streams + max(dense, sparse, attention, recurrent))
+    return streams + max(dense, sparse, attention, recurrent)
 
 
 @dataclass(frozen=True, slots=True)

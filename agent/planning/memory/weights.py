@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from agent.models.profile import AttentionKind, Basis, Group, ModelProfile
 from agent.planning.memory.base import MIB, divided, padded
+from agent.planning.memory.layers import layers_of, remembered
 from agent.planning.plan import MemoryTerm
 
 #: Rows of embedding and head are padded to a multiple of this, then split (`DEFAULT_VOCAB_PADDING_SIZE`).
@@ -63,6 +64,11 @@ def loaded(
     profile: ModelProfile, split: Split, *, media: bool = True, predictor: bool = False
 ) -> tuple[MemoryTerm, ...]:
     """The terms of one rank. `media`: towers are loaded. `predictor`: the model's own MTP layers are too."""
+    key = ("loaded", split, media, predictor)
+    return remembered(profile, key, lambda: _loaded(profile, split, media=media, predictor=predictor))
+
+
+def _loaded(profile: ModelProfile, split: Split, *, media: bool, predictor: bool) -> tuple[MemoryTerm, ...]:
     stage = _share(profile, split)
     shared = whole = 0
     for tensors in profile.groups:
@@ -109,16 +115,12 @@ def _share(profile: ModelProfile, split: Split) -> tuple[float, float]:
     """Part of the layers' bytes in this stage: of everything but experts, and of experts."""
     if split.stages == 1:
         return 1.0, 1.0
-    details, mine = profile.layer_details, split.layers(profile.layers)
-    dense = sum(layer.bytes - layer.expert_bytes for layer in details)
-    sparse = sum(layer.expert_bytes for layer in details)
+    layers, mine = layers_of(profile), split.layers(profile.layers)
+    dense, sparse = layers.bytes(range(len(profile.layer_details)))
     if not dense:
         return (len(mine) / max(1, profile.layers),) * 2
-    held = [details[index] for index in mine]
-    return (
-        sum(layer.bytes - layer.expert_bytes for layer in held) / dense,
-        sum(layer.expert_bytes for layer in held) / sparse if sparse else 0.0,
-    )
+    held_dense, held_sparse = layers.bytes(mine)
+    return held_dense / dense, held_sparse / sparse if sparse else 0.0
 
 
 def _parts(profile: ModelProfile, group: Group, split: Split) -> int:
@@ -146,7 +148,7 @@ def _position_cache(profile: ModelProfile) -> int:
         return 0
     widths = {
         at.rope_length or at.key_length
-        for at in (layer.attention for layer in profile.layer_details)
+        for at in layers_of(profile).different
         if at.kind not in {AttentionKind.NONE, AttentionKind.CROSS} and (at.rope_length or at.key_length)
     } or {profile.key_length}
     return sum(2 * profile.context_length * width for width in widths)
@@ -169,7 +171,7 @@ def _matrices(profile: ModelProfile, split: Split) -> Iterator[tuple[int, int]]:
         return
     hidden, bits = profile.embedding_length, 4 if profile.dtype == "float32" else 2
     layers = len(split.layers(profile.layers))
-    at = next((layer.attention for layer in profile.layer_details if layer.attention.kv_heads), None)
+    at = next((at for at in layers_of(profile).different if at.kv_heads), None)
     if at is not None and not at.latent:
         heads, kv = divided(at.heads, split.attention), divided(at.kv_heads, split.attention)
         yield layers, bits * hidden * (heads * at.key_length + kv * (at.key_length + at.value_length))

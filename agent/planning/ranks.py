@@ -1,0 +1,362 @@
+"""Where an engine of ranks runs: the fewest devices that hold what is asked for, and how its ranks lie on them.
+
+For `devices: auto`: sets of equal devices, smallest first, with all ranks sharing each layer; then with stages; then
+replicas, where more requests are asked for than one of them holds. Then, with a shorter context and fewer requests
+where nobody insists, the largest sets; then the CPU. Never devices of two kinds: the smaller would decide for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from math import ceil
+
+from agent.engines.base import Located, RanksEngine, Support
+from agent.models.profile import Group
+from agent.planning.amounts import gib
+from agent.planning.devices import Offer, Offers, environment, label
+from agent.planning.fitting import SHORTEST_DEFAULT, Fitted, numa_reason
+from agent.planning.joint import Way, Wish
+from agent.planning.layout import Layout
+from agent.planning.ledger import Experience, Fixed
+from agent.planning.limits import Choice, Usual, choose_limits, utilization
+from agent.planning.memory.base import Card
+from agent.planning.plan import MemoryBudget, Placement, Rejected
+from agent.planning.ranking import capability
+from agent.planning.request import MisfitError, PlanRequest
+from agent.planning.shapes import MOST_STAGES, Shape, Shapes
+from agent.planning.supply import Supply
+from agent.planning.telling import (
+    budget_reasons,
+    budgets,
+    cache,
+    capacity,
+    capacity_reason,
+    devices_reason,
+    limit_reasons,
+    shape_reason,
+    shortage,
+    too_heavy,
+)
+from agent.planning.trial import HostTrial, Subject, Trial, shown
+from agent.status import Diagnosis, DiagnosisCode
+
+#: A default context is not cut below while more devices could hold it: a long conversation, or a document.
+COMFORTABLE = 8192
+#: Tokens of one of several requests at the same time whose length nobody says: a chat's prompt and its answer.
+USUAL_REQUEST = 2048
+_CPU = "cpu"
+#: As far from fitting as can be: there is nothing to run on.
+NO_DEVICE = 1 << 63
+
+
+class Ranks:
+    """One engine with one variant."""
+
+    def __init__(
+        self, request: PlanRequest, engine: RanksEngine, located: Located, support: Support | None, supply: Supply
+    ) -> None:
+        self.request, self.engine, self.supply = request, engine, supply
+        self.profile = request.profile
+        _, self.shared = utilization(request, engine)
+        self.found = _runnable(supply.offers(located, 1.0), support, self.profile.quantization, engine.name)
+        self.sets = supply.sets(self.found)
+        self.shapes = Shapes(self.profile, engine.capabilities)
+        self.subject = Subject(request, engine, _experience(request, engine, located))
+        self.on_host = _runs_on_host(request, located, support, supply)
+        self.builds = ", ".join(sorted(located.accelerators))
+        self.doubtful: Way | None = None
+        self.nearest: Way | None = None  # of those that do not fit
+        self.host_lacks: int | None = None  # where devices have room, and the host has none for the processes
+        self.heavy: tuple[int, tuple[Offer, ...], Shape] | None = (
+            None  # the same, where the weights alone are too large
+        )
+        self._weights = self.profile.tensor_bytes - self.profile.group(Group.MTP).bytes
+        self._choices: dict[object, Choice] = {}
+        self._ways: dict[object, Way] = {}
+        self._hopeless: set[object] = set()  # places where no limits help
+        self._hosts: dict[object, MemoryBudget] = {}
+
+    def fit(self) -> Fitted:
+        """Raises `RefusedError`."""
+        way = next((way for way in self._all() if way.assured), None) or self.doubtful
+        if way is None:
+            rejected = (*self.found.rejected, *self._passed_over(None))
+            raise MisfitError(self.diagnosis(), self.missing, rejected)
+        choice, host = self._choice_of(way), self._host(way)
+        return Fitted(
+            choice=replace(choice, limits=way.limits, reasons=limit_reasons(self.request, way, choice, self.shared)),
+            layout=Layout(way.offers, way.placement, (host, *budgets(way))),
+            devices=devices_reason(self.request, self.found, way),
+            reasons=(
+                *shape_reason(way, self.shapes.problem(way.placement.tensor * way.placement.pipeline)),
+                *numa_reason(self.request, [offer.device for offer in way.offers]),
+                *budget_reasons(way, host, self.supply.free),
+                capacity_reason(self.request, way),
+            ),
+            rejected=(*self.found.rejected, *self._passed_over(way)),
+            capacity=capacity(way),
+            assured=way.assured,
+            whole=bool(way.offers) or not self.supply.devices,
+        )
+
+    # Ways, best first
+
+    def _all(self) -> Iterator[Way]:
+        """More are only tried when those before were not taken."""
+        if self.found.usable:
+            workload = self.request.spec.workload
+            requests = workload.concurrency if workload.context_tokens is not None else None
+            if requests is not None:
+                # Replicas come before stages, which are for models that fewer devices do not hold.
+                yield from self._tries(self._whole(smallest_first=True), self._wish(requests))
+                yield from self._replicated(requests)
+            wish = self._wish(requests)
+            if requests is None and workload.concurrency is not None:
+                longest = self._choice(self.found.usable[0]).limits.max_model_len
+                wish = replace(wish, tokens=workload.concurrency * min(USUAL_REQUEST, longest))
+            yield from self._on_devices(wish, smallest_first=True)
+            if workload.concurrency is not None:
+                yield from self._on_devices(self._wish(None), smallest_first=False)
+            yield from self._on_devices(self._least(), smallest_first=False)
+        if self.on_host:
+            trial = HostTrial(self.subject, self._choice(None), _placed(()), self.supply.free.bytes)
+            for wish in (self._wish(None), self._least()):
+                yield self._remembered(trial.solved(wish))
+
+    @property
+    def _fixed(self) -> frozenset[str]:
+        asked = self.request.spec.limits
+        return frozenset(name for name in ("max_num_seqs", "max_model_len") if getattr(asked, name) is not None)
+
+    def _wish(self, requests: int | None) -> Wish:
+        """What spec and workload ask for, whole."""
+        workload = self.request.spec.workload
+        hints = (("max_num_seqs", workload.concurrency), ("max_model_len", workload.context_tokens))
+        kept = self._fixed | {name for name, hint in hints if hint is not None}
+        return Wish(self._shortest(COMFORTABLE, kept), kept, requests=requests)
+
+    def _least(self) -> Wish:
+        """What nobody would call less than asked for."""
+        return Wish(self._shortest(SHORTEST_DEFAULT, self._fixed), self._fixed, fewest=1)
+
+    def _shortest(self, least: int, kept: frozenset[str]) -> int:
+        wanted = self._choice(self.found.usable[0] if self.found.usable else None).limits.max_model_len
+        return wanted if "max_model_len" in kept else min(wanted, least)
+
+    def _on_devices(self, wish: Wish, *, smallest_first: bool) -> Iterator[Way]:
+        """All devices share each layer, where fast links join them or none; then in stages, the fewest that do; then
+        those that share each layer over slow links between islands.
+        """
+        yield from self._tries(self._whole(smallest_first=smallest_first), wish)
+        yield from self._tries(self._staged(smallest_first=smallest_first), wish)
+        yield from self._tries(self._whole(smallest_first=smallest_first, over_islands=True), wish)
+
+    def _tries(self, places: Iterable[tuple[tuple[Offer, ...], Shape]], wish: Wish) -> Iterator[Way]:
+        for group, shape in places:
+            way = self._tried(group, shape, wish)
+            if way is not None:
+                yield way
+
+    def _whole(self, *, smallest_first: bool, over_islands: bool = False) -> Iterator[tuple[tuple[Offer, ...], Shape]]:
+        for group in self._groups(smallest_first=smallest_first):
+            if self._spans_islands(group) == over_islands:
+                yield from ((group, shape) for shape in self.shapes.whole(len(group)))
+
+    def _staged(self, *, smallest_first: bool) -> Iterator[tuple[tuple[Offer, ...], Shape]]:
+        for stages in range(2, min(MOST_STAGES, self._most) + 1):
+            for group in self._groups(smallest_first=smallest_first):
+                if len(group) % stages == 0:
+                    yield from ((group, shape) for shape in self.shapes.staged(len(group) // stages, stages))
+
+    @property
+    def _most(self) -> int:
+        return self.sets.most if self.request.spec.devices == "auto" else len(self.found.usable)
+
+    def _groups(self, *, smallest_first: bool) -> Iterator[tuple[Offer, ...]]:
+        if self.request.spec.devices != "auto":
+            yield self.found.usable
+            return
+        sizes = range(1, min(self._most, self.engine.capabilities.most_devices) + 1)
+        for size in sizes if smallest_first else reversed(sizes):
+            yield from self._alike(size)
+
+    def _alike(self, size: int) -> Iterator[tuple[Offer, ...]]:
+        return (group for group in self.sets.of(size) if len({offer.device.name for offer in group}) == 1)
+
+    def _spans_islands(self, group: tuple[Offer, ...]) -> bool:
+        return len(group) > 1 and 1 < self.sets.island(group) < len(group)
+
+    def _replicated(self, requests: int) -> Iterator[Way]:
+        """As many replicas of the smallest set that holds one request as the rest of the requests needs."""
+        one = next((way for way in self._on_devices(self._wish(None), smallest_first=True) if way.assured), None)
+        if one is None or self.request.spec.devices != "auto":
+            return
+        shape, each = Shape(one.placement.tensor, one.placement.pipeline), max(1, int(one.requests))
+        most = self.sets.most // shape.devices
+        for data in range(min(most, ceil(requests / each)), most + 1):
+            wish = self._wish(ceil(requests / data))
+            for replicas in self.shapes.replicas(shape, data):
+                for group in self._alike(replicas.devices):
+                    if (way := self._tried(group, replicas, wish)) is not None:
+                        yield way
+
+    def _tried(self, group: tuple[Offer, ...], shape: Shape, wish: Wish) -> Way | None:
+        """None where the weights alone are too large."""
+        placement = _placed(group, shape)
+        free = min(offer.free for offer in group)
+        if any(offer.device.memory_kind == "unified" for offer in group):
+            free = max(0, min(free, self.supply.free.bytes - self._processes(placement).bytes))
+        heavy = self._weights // (shape.tensor * shape.pipeline) - free
+        if heavy > 0 and not self.subject.experience:
+            if self.heavy is None or heavy < self.heavy[0]:
+                self.heavy = (heavy, group, shape)
+            return None
+        place = (group[0].device.name, group[0].device.memory_bytes, free, shape)
+        if place in self._hopeless:
+            return None
+        way = self._ways.get((place, wish))
+        if way is None:
+            way = Trial(self.subject, self._choice(group[0]), group, placement, free).solved(wish)
+            self._ways[place, wish] = way
+            if wish.requests is None and way.missing > way.spendable:
+                self._hopeless.add(place)
+        elif way.offers != group:
+            way = replace(way, offers=group, placement=placement)
+        return self._remembered(self._with_host(way))
+
+    def _remembered(self, way: Way) -> Way:
+        if way.doubt and not way.missing and self.doubtful is None:
+            self.doubtful = way
+        if way.missing and (self.nearest is None or way.missing < self.nearest.missing):
+            self.nearest = way
+        return way
+
+    def _with_host(self, way: Way) -> Way:
+        """It does not fit where the host lacks memory for the processes."""
+        lacking = self._processes(way.placement).bytes - self.supply.free.bytes
+        if lacking <= 0 or way.missing:
+            return way
+        self.host_lacks = lacking if self.host_lacks is None else min(lacking, self.host_lacks)
+        return replace(way, missing=lacking)
+
+    def _processes(self, placement: Placement) -> MemoryBudget:
+        key = (placement.tensor, placement.pipeline, placement.data, placement.accelerator)
+        if key not in self._hosts:
+            self._hosts[key] = MemoryBudget("host", self.engine.host_terms(self.profile, placement))
+        return self._hosts[key]
+
+    def _host(self, way: Way) -> MemoryBudget:
+        processes = self._processes(way.placement)
+        return processes if way.offers else MemoryBudget("host", (*way.estimate.terms, cache(way), *processes.terms))
+
+    def _choice_of(self, way: Way) -> Choice:
+        return self._choice(way.offers[0] if way.offers else None)
+
+    def _choice(self, offer: Offer | None) -> Choice:
+        """Limits as asked for, or as the engine takes them on such a device; None: on the host."""
+        if offer is None:
+            if None not in self._choices:
+                self._choices[None] = choose_limits(self.request, self.engine)
+            return self._choices[None]
+        device = offer.device
+        key = (device.memory_bytes, device.name)
+        if key not in self._choices:
+            unified = device.memory_kind == "unified"
+            card = Card(shown(offer), None, device.name, capability(device), device.vendor, unified)
+            usual = Usual(*self.engine.batch_defaults(self.profile, card, self.request.spec.task))
+            self._choices[key] = choose_limits(self.request, self.engine, usual)
+        return self._choices[key]
+
+    # Refusals
+
+    @property
+    def missing(self) -> int:
+        """Bytes that a device lacks where it came closest."""
+        found = [self.nearest.missing] if self.nearest is not None else []
+        found += [self.heavy[0]] if self.heavy is not None else []
+        return min(found, default=NO_DEVICE)
+
+    def diagnosis(self) -> Diagnosis:
+        """The numbers of the way that came closest."""
+        if self.host_lacks is not None:
+            message = f"does not fit by {gib(self.host_lacks)} GiB of host memory for its processes; {self.supply.free}"
+        elif self.nearest is not None:
+            message = shortage(self.nearest)
+        elif self.heavy is not None:
+            missing, group, shape = self.heavy
+            message = too_heavy(self._weights // (shape.tensor * shape.pipeline), missing, group, shape)
+        elif self.request.spec.devices == _CPU:
+            message = f"this build of {self.engine.name} is for {self.builds}, not for the CPU"
+            return Diagnosis(DiagnosisCode.BINARY_MISSING, message, hint="install such a build, or say `devices: auto`")
+        elif not self.found.usable:
+            reasons = "; ".join(dict.fromkeys(rejected.sentence for rejected in self.found.rejected))
+            message = f"{self.engine.name} has no device to run on: {reasons or 'this node has none'}"
+            return Diagnosis(DiagnosisCode.DEVICE_UNSUPPORTED, message)
+        else:
+            sizes = range(2, self.sets.most + 1) if self.request.spec.devices == "auto" else [len(self.found.usable)]
+            counts = "; ".join(self.shapes.problem(size) for size in sizes)
+            message = f"{self.engine.name} cannot divide the model over the devices: {counts}"
+        return Diagnosis(DiagnosisCode.DOES_NOT_FIT, message)
+
+    def _passed_over(self, way: Way | None) -> Iterable[Rejected]:
+        if self.request.spec.devices != "auto":
+            return
+        chosen = way.offers if way is not None else ()
+        tightest = min((offer.free for offer in chosen), default=None)
+        for offer in self.found.usable:
+            if offer in chosen:
+                continue
+            where = f"{label(offer.device)}: {offer}"
+            if tightest is None or offer.free < tightest:
+                sentence = f"{where}; {gib(self.missing)} GiB are missing" if self.nearest or self.heavy else where
+                yield Rejected(offer.device.id, "too-small", sentence)
+            else:
+                yield Rejected(offer.device.id, "best-fit", f"{where}; a tighter fit leaves it to larger models")
+
+
+def _runs_on_host(request: PlanRequest, located: Located, support: Support | None, supply: Supply) -> bool:
+    """Where the spec says so, and where there is nothing else for this build: engines of layers use both together."""
+    if _CPU not in located.accelerators or (support is not None and _CPU not in support.accelerators):
+        return False
+    nothing_else = located.accelerators == {_CPU} or not supply.devices
+    return request.spec.devices == _CPU or (request.spec.devices == "auto" and nothing_else)
+
+
+def _placed(group: tuple[Offer, ...], shape: Shape | None = None) -> Placement:
+    shape = shape or Shape(1)
+    return Placement(
+        accelerator=group[0].accelerator if group else _CPU,
+        environment=environment([offer.device for offer in group]),
+        tensor=shape.tensor,
+        pipeline=shape.pipeline,
+        data=shape.data,
+    )
+
+
+def _runnable(found: Offers, support: Support | None, quantization: str, engine: str) -> Offers:
+    """Without the devices that do not run the quantization. A capability that is not known is taken to do."""
+    if support is None:
+        return found
+    usable, rejected = [], [*found.rejected]
+    for offer in found.usable:
+        able = capability(offer.device)
+        runs = able == (0, 0) or support.least <= able < support.below
+        if offer.accelerator in support.accelerators and runs:
+            usable.append(offer)
+            continue
+        name = label(offer.device)
+        sentence = f"{engine} does not run {quantization} weights on {name}"
+        if offer.device.compute_capability:
+            sentence += f", of compute capability {offer.device.compute_capability}"
+        rejected.append(Rejected(offer.device.id, "quantization", sentence))
+    return Offers(tuple(usable), tuple(rejected), found.links)
+
+
+def _experience(request: PlanRequest, engine: RanksEngine, located: Located) -> Experience:
+    profile, spec = request.profile, request.spec
+    fixed = Fixed(
+        request.digest, profile.file_bytes, profile.architecture, profile.quantization, engine.name, located.version,
+        spec.task.value, spec.extra_args, request.inventory.cpu_model,
+    )  # fmt: skip
+    return Experience(request.measurements, fixed)

@@ -1,0 +1,68 @@
+"""What a node can give to a plan, found once for all of its candidates: host memory, devices, and sets of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agent.engines.base import Located
+from agent.hardware.inventory import Device
+from agent.planning.amounts import free_memory
+from agent.planning.devices import Offers, Sets, offers
+from agent.planning.limits import POOLING_TASKS
+from agent.planning.request import DeviceState, PlanRequest
+
+
+class Supply:
+    """Of one request. `brief`: nobody reads why there is no plan. `whole`: a plan must have all of it on devices."""
+
+    def __init__(self, request: PlanRequest, *, brief: bool = False, whole: bool = False) -> None:
+        self.request, self.brief, self.whole = request, brief, whole
+        self.free = free_memory(request)
+        self.spared = _spared(request)
+        self._offers: dict[tuple[object, ...], Offers] = {}
+        self._sets: dict[int, Sets] = {}  # by the offers' identity; those live as long
+
+    @property
+    def devices(self) -> Sequence[Device]:
+        """Those that a plan may take, whatever the engine."""
+        request = self.request
+        if request.spec.devices == "cpu":
+            return ()
+        return [
+            device
+            for device in request.inventory.devices
+            if device.id not in self.spared and not request.devices.get(device.id, _IDLE).unavailable
+        ]
+
+    def offers(self, located: Located, utilization: float, asked: str | Sequence[str] | None = None) -> Offers:
+        """As `devices.offers`, of the devices that the spec asks for, or of others. Raises `RefusedError`."""
+        wanted = self.request.spec.devices if asked is None else asked
+        key = (located.argv, located.accelerators, utilization, wanted)
+        if key not in self._offers:
+            self._offers[key] = offers(self.request, wanted, located, utilization, self.spared)
+        return self._offers[key]
+
+    def sets(self, found: Offers) -> Sets:
+        """Of what `offers` gave."""
+        known = self._sets.get(id(found))
+        if known is None:
+            known = self._sets[id(found)] = Sets(found)
+        return known
+
+
+_IDLE = DeviceState()
+
+
+def _spared(request: PlanRequest) -> frozenset[str]:
+    """Devices that `auto` leaves to models that generate: embeddings and scores would take their memory and time. Those
+    that another deployment is on, and the largest ones, which could serve generation best.
+    """
+    if request.spec.task not in POOLING_TASKS or request.spec.devices != "auto":
+        return frozenset()
+    devices = request.inventory.devices
+    largest = max((device.memory_bytes for device in devices), default=0)
+    return frozenset(
+        device.id
+        for device in devices
+        if device.memory_bytes == largest or request.devices.get(device.id, _IDLE).reserved
+    )

@@ -1,0 +1,169 @@
+"""What the cache holds and how it goes: real files, and processes that die in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent.artifacts import cache, holdings, removal
+from agent.artifacts.cache import Folder
+from agent.artifacts.holdings import Holding
+from agent.artifacts.locks import Lock
+from tests.cache_factory import keep
+
+ROOT = Path(__file__).parents[2]
+C1, C2 = "1" * 40, "2" * 40
+
+
+def by_source(root: Path) -> dict[str, Holding]:
+    return {
+        holding.kept.source if holding.kept else "foreign" if holding.foreign else "rest": holding
+        for holding in holdings.scan(root)
+    }
+
+
+def files(root: Path) -> set[str]:
+    """Everything but locks."""
+    found = (path for path in root.glob("**/*") if ".locks" not in path.parts)
+    return {str(path.relative_to(root)) for path in found if not path.is_dir() or path.is_symlink()}
+
+
+def test_a_variant_goes_with_all_that_is_its_alone(tmp_path: Path) -> None:
+    keep(tmp_path, "a/b", C1, "", {"config.json": b"{}", "sub/model.safetensors": b"w" * 5000})
+    holding = by_source(tmp_path)["hf:a/b"]
+    assert (holding.whole, holding.bytes, len(holding.contents)) == (True, 5002, 2)
+    assert removal.remove(tmp_path, holding) == 5002
+    assert files(tmp_path) == set()
+    assert holdings.scan(tmp_path) == ()
+
+
+def test_what_another_variant_needs_stays(tmp_path: Path) -> None:
+    keep(tmp_path, "a/b", C1, "Q4", {"q4.gguf": b"4" * 100})
+    keep(tmp_path, "a/b", C1, "Q8", {"q8.gguf": b"8" * 300})
+    keep(tmp_path, "a/b", C2, "Q8", {"q8.gguf": b"8" * 300})
+    old = next(one for one in holdings.scan(tmp_path) if one.kept and (one.kept.commit, one.kept.variant) == (C1, "Q8"))
+    assert removal.remove(tmp_path, old) == 0
+    left = by_source(tmp_path)
+    assert {(one.kept.commit, one.kept.variant) for one in left.values() if one.kept} == {(C1, "Q4"), (C2, "Q8")}
+    assert all(one.whole for one in left.values())
+    assert not (cache.repository(tmp_path, "a/b").snapshot(C1) / "q8.gguf").is_symlink()
+    assert removal.remove(tmp_path, left["hf:a/b:Q8"]) == 300
+    assert (cache.repository(tmp_path, "a/b").snapshot(C1) / "q4.gguf").read_bytes() == b"4" * 100
+
+
+def test_a_file_that_changed_or_went_is_seen(tmp_path: Path) -> None:
+    kept = keep(tmp_path, "a/b", C1, "Q4", {"q4.gguf": b"4" * 100})
+    assert by_source(tmp_path)["hf:a/b:Q4"].whole
+    blob = kept.path.resolve()
+    blob.write_bytes(b"5" * 100)
+    os.utime(blob, ns=(1, 1))
+    assert not by_source(tmp_path)["hf:a/b:Q4"].whole
+    blob.unlink()
+    gone = by_source(tmp_path)["hf:a/b:Q4"]
+    assert (gone.whole, gone.bytes) == (False, 0)
+    assert removal.remove(tmp_path, gone) == 0
+    assert files(tmp_path) == set()
+
+
+def test_parts_of_a_pull_and_what_other_tools_put_there_are_told_apart(tmp_path: Path) -> None:
+    folder = cache.repository(tmp_path, "a/b")
+    keep(tmp_path, "a/b", C1, "Q4", {"q4.gguf": b"4" * 100})
+    part = folder.blobs / ("d" * 64 + ".incomplete")
+    with part.open("wb") as file:
+        file.write(b"x" * 8192)
+        file.truncate(1 << 20)
+    part.with_name(part.name + ".parts").write_bytes(b"{}")
+    other = folder.blobs / ("e" * 64)  # as the hub's own tools leave it
+    other.write_bytes(b"e" * 50)
+    folder.snapshot(C2).mkdir()
+    (folder.snapshot(C2) / "other.json").symlink_to(f"../../blobs/{other.name}")
+    foreign, rest = by_source(tmp_path)["foreign"], by_source(tmp_path)["rest"]
+    assert (foreign.kept, foreign.bytes, len(foreign.links)) == (None, 50, 1)
+    assert (rest.kept, rest.expected, rest.links) == (None, 1 << 20, ())
+    assert 8192 <= rest.bytes < 65536
+    assert removal.remove(tmp_path, rest) == rest.bytes
+    assert other.exists()
+    assert removal.remove(tmp_path, foreign) == 50
+    assert [one.kept.source for one in holdings.scan(tmp_path) if one.kept] == ["hf:a/b:Q4"]
+    assert not folder.snapshot(C2).exists()
+    assert not [path for path in folder.blobs.iterdir() if "d" * 64 in path.name]
+
+
+def test_a_file_that_somebody_fetches_stays(tmp_path: Path) -> None:
+    folder = cache.repository(tmp_path, "a/b")
+    folder.blobs.mkdir(parents=True)
+    part = folder.blobs / ("d" * 64 + ".incomplete")
+    part.write_bytes(b"x" * 100)
+    part.with_name(part.name + ".parts").write_bytes(b"{}")
+    lock = Lock(folder.locks / f"{'d' * 64}.lock")
+    assert lock.acquire()
+    try:
+        assert removal.remove(tmp_path, by_source(tmp_path)["rest"]) == 0
+        assert part.exists()
+    finally:
+        lock.release()
+    assert removal.remove(tmp_path, by_source(tmp_path)["rest"]) == 100
+
+
+def test_a_pin_lies_beside_its_record_and_goes_with_an_order(tmp_path: Path) -> None:
+    keep(tmp_path, "a/b", C1, "Q4", {"q4.gguf": b"4"})
+    for pinned in (True, True, False, False):
+        holdings.pin(by_source(tmp_path)["hf:a/b:Q4"], pinned=pinned)
+        assert by_source(tmp_path)["hf:a/b:Q4"].pinned is pinned
+
+
+def test_nothing_outside_of_the_cache_is_ever_removed(tmp_path: Path) -> None:
+    root, outside = tmp_path / "cache", tmp_path / "precious"
+    outside.mkdir()
+    (outside / "file").write_bytes(b"mine")
+    kept = keep(root, "a/b", C1, "Q4", {"q4.gguf": b"4"})
+    folder = cache.repository(root, "a/b")
+    (folder.snapshot(C1) / "absolute").symlink_to(outside / "file")
+    (folder.snapshot(C1) / "folder").symlink_to(outside)
+    record = folder.record(C1, "Q4")
+    record.write_text(record.read_text().replace(kept.files[0].blob, "../../../../precious/file"))
+    for holding in holdings.scan(root):
+        removal.remove(root, holding)
+    assert (outside / "file").read_bytes() == b"mine"
+    assert not folder.snapshot(C1).exists()
+
+
+@pytest.mark.parametrize("point", ["removing", "removing-contents"])
+def test_a_death_in_the_middle_leaves_nothing_that_is_believed_and_is_finished_later(
+    tmp_path: Path, point: str
+) -> None:
+    keep(tmp_path, "a/b", C1, "", {"config.json": b"{}", "model.safetensors": b"w" * 5000})
+    keep(tmp_path, "a/b", C2, "Q4", {"q4.gguf": b"4" * 100})
+    script = (
+        "import pathlib, sys\nfrom agent.artifacts import holdings, removal\nroot = pathlib.Path(sys.argv[1])\n"
+        "removal.remove(root, next(one for one in holdings.scan(root) if one.kept.source == 'hf:a/b'))"
+    )
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "AGENTD_FAILPOINTS": f"{point}=kill"}
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environ, timeout=30, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert "hf:a/b" not in by_source(tmp_path)
+    snapshot = cache.repository(tmp_path, "a/b").snapshot(C1)
+    assert not snapshot.exists() or {path.name for path in snapshot.iterdir()} == {"config.json", "model.safetensors"}
+    assert all(path.exists() for path in tmp_path.glob("hub/*/snapshots/*/*"))  # no link leads nowhere
+    removal.finish(tmp_path)
+    assert list(by_source(tmp_path)) == ["hf:a/b:Q4"]
+    assert by_source(tmp_path)["hf:a/b:Q4"].whole
+    assert not [path for path in (tmp_path / "removing").glob("**/*") if path.is_file()]
+
+
+def test_fetching_again_after_a_death_is_not_undone(tmp_path: Path) -> None:
+    """What was begun is finished by what is needed now, not by what was needed then."""
+    kept = keep(tmp_path, "a/b", C1, "Q4", {"q4.gguf": b"4" * 100})
+    folder: Folder = holdings.folder_of(tmp_path, kept)
+    record = folder.record(C1, "Q4")
+    moved = tmp_path / "removing" / record.relative_to(tmp_path)
+    moved.parent.mkdir(parents=True)
+    record.rename(moved)
+    keep(tmp_path, "a/b", C1, "Q4", {"q4.gguf": b"4" * 100})
+    assert removal.finish(tmp_path) == 0
+    assert by_source(tmp_path)["hf:a/b:Q4"].whole

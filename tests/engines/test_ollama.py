@@ -1,0 +1,181 @@
+"""The Ollama adapter: variables, probes against a server that answers as its source does, memory, diagnoses.
+
+No Ollama ran here: there is no build of it in the package registries that this project uses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agent.engines import ENGINES
+from agent.engines.llama_cpp import LlamaCpp
+from agent.engines.ollama import REFUSED_VARIABLES, Ollama
+from agent.planning.memory.ollama import RESERVE
+from agent.planning.plan import Limits, MemoryBudget, Placement, Plan, Variant
+from agent.status import DiagnosisCode, ExitStatus
+from tests.engines.contract_server import Answer, ContractServer, activity, granted, is_loading, is_ready
+from tests.engines.rank_plans import profile
+
+RECORD = Path(__file__).parents[2] / "agent" / "engines" / "ollama_variables.txt"
+KNOWN = {line for line in RECORD.read_text().splitlines() if not line.startswith("#")}
+
+ENGINE = Ollama()
+LIMITS = Limits(max_num_seqs=3, max_model_len=1000, kv_cache_dtype="q8_0", max_num_batched_tokens=512, threads=3)
+PLAN = Plan(
+    deployment="d",
+    generation=1,
+    model_name="served",
+    task="chat",
+    engine="ollama",
+    engine_version="",
+    binary=("ollama",),
+    runtime="process",
+    variant=Variant("file:/m.gguf", "/m.gguf", "gguf", "Q4_K_M", 1, "llama"),
+    devices=(),
+    limits=LIMITS,
+    budgets=(MemoryBudget("host", ()),),
+)
+
+
+def test_every_limit_of_the_plan_reaches_its_true_variable() -> None:
+    command = ENGINE.command(PLAN, "127.0.0.1", 8100)
+
+    assert command.argv == ("ollama", "serve")
+    assert command.environment["OLLAMA_HOST"] == "127.0.0.1:8100"
+    assert command.environment["OLLAMA_NUM_PARALLEL"] == "3"
+    assert command.environment["OLLAMA_CONTEXT_LENGTH"] == "1000"
+    assert command.environment["OLLAMA_KV_CACHE_TYPE"] == "q8_0"
+    assert command.environment["OLLAMA_MAX_LOADED_MODELS"] == "1"
+    assert command.environment["OLLAMA_KEEP_ALIVE"] == "-1"
+
+
+def test_an_address_with_colons_is_put_in_brackets() -> None:
+    assert ENGINE.command(PLAN, "::1", 8100).environment["OLLAMA_HOST"] == "[::1]:8100"
+
+
+def test_the_command_uses_only_variables_that_ollama_or_its_llama_server_has() -> None:
+    placement = Placement("cuda", (17, 16), environment={"CUDA_VISIBLE_DEVICES": "GPU-1,GPU-2"})
+    plan = replace(PLAN, devices=("GPU-1", "GPU-2"), placement=placement)
+
+    environment = ENGINE.command(plan, "127.0.0.1", 1).environment
+
+    assert set(environment) - {"LLAMA_ARG_CACHE_RAM"} <= KNOWN
+    assert environment["OLLAMA_SCHED_SPREAD"] == "1"
+    help_text = (Path(__file__).parent / "data" / "llama-server-help.txt").read_text()
+    assert "LLAMA_ARG_CACHE_RAM" in help_text
+
+
+def test_no_instance_is_started_and_it_says_why() -> None:
+    assert ENGINE.locate(["/usr/bin/ollama"]) is None
+    assert "llama.cpp" in ENGINE.capabilities.not_run
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("OLLAMA_HOST", "`port`"),
+        ("OLLAMA_NUM_PARALLEL", "limits.max_num_seqs"),
+        ("OLLAMA_VULKAN", "`devices`"),
+        ("CUDA_VISIBLE_DEVICES", "`devices`"),
+        ("LLAMA_ARG_CTX_SIZE", "behind the plan's back"),
+        ("OLLAMA_LOAD_TIMEOT", "did you mean OLLAMA_LOAD_TIMEOUT?"),
+    ],
+)
+def test_variables_that_break_the_plan_are_refused(name: str, says: str) -> None:
+    assert says in ENGINE.check_variable(name)
+
+
+def test_other_variables_pass() -> None:
+    assert not ENGINE.check_variable("OLLAMA_LOAD_TIMEOUT")
+    assert not ENGINE.check_variable("TZ")
+
+
+def test_every_refusal_names_a_variable_that_exists() -> None:
+    assert REFUSED_VARIABLES.keys() <= KNOWN
+
+
+def test_it_takes_no_arguments() -> None:
+    (violation,) = ENGINE.check_extra_args(["--verbose"])
+
+    assert (violation.field, "takes no arguments" in violation.rule) == ("extra_args[0]", True)
+
+
+LOADED = {"name": "served:latest", "model": "served:latest", "size": 1, "size_vram": 0, "context_length": 1000}
+SCRIPT = {
+    "loading": {"GET /api/version": Answer.of({"version": "0.33.0"}), "POST /api/generate": Answer(hangs=True)},
+    "ready": {
+        "GET /api/version": Answer.of({"version": "0.33.0"}),
+        "GET /api/ps": Answer.of({"models": [LOADED]}),
+        "POST /api/generate": Answer.of({"response": "b", "done": True}),
+    },
+    "no model": {
+        "GET /api/version": Answer.of({"version": "0.33.0"}),
+        "GET /api/ps": Answer.of({"models": []}),
+        "POST /api/generate": Answer.of({"error": 'model "served" not found, try pulling it first'}, 404),
+    },
+}
+
+
+def test_a_version_does_not_make_it_ready_while_the_model_loads() -> None:
+    with ContractServer(SCRIPT) as server:
+        reply = server.ask(ENGINE.startup_probe(PLAN), timeout=0.2)
+        assert ENGINE.loading(reply)
+
+        server.enter("ready")
+
+        assert is_ready(server, ENGINE, PLAN)
+        found = granted(server, ENGINE, PLAN)
+        assert (found.model, found.max_model_len, found.max_num_seqs) == ("served", 1000, None)
+        assert activity(server, ENGINE, PLAN).running is None
+
+
+def test_a_model_that_it_does_not_have_is_not_loading() -> None:
+    with ContractServer({"no model": SCRIPT["no model"]}) as server:
+        assert not is_loading(server, ENGINE, PLAN)
+        assert not is_ready(server, ENGINE, PLAN)
+        assert granted(server, ENGINE, PLAN).model == ""
+
+
+def test_an_embedding_model_is_probed_by_an_embedding() -> None:
+    assert ENGINE.inference_probe(replace(PLAN, task="embedding")).path == "/api/embed"
+
+
+def test_its_memory_is_llama_cpps_with_a_reserve_on_each_device() -> None:
+    model = profile("Qwen3-8B", "Q4_K_M")
+    placement = Placement("cuda", (ENGINE.device_layers(model),))
+    limits = replace(LIMITS, kv_cache_dtype="f16")
+
+    host, device = ENGINE.memory_terms(model, limits, "chat", placement)
+    _, of_llama_cpp = LlamaCpp().memory_terms(model, limits, "chat", placement)
+
+    assert device[:-1] == of_llama_cpp
+    assert device[-1].bytes == RESERVE
+    assert host[-1].name == "Ollama"
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("Error: listen tcp 127.0.0.1:11434: bind: address already in use", DiagnosisCode.PORT_TAKEN),
+        ("cudaMalloc failed: out of memory", DiagnosisCode.DEVICE_OOM),
+        ("error loading model: unknown model architecture: 'nosuch'", DiagnosisCode.MODEL_UNSUPPORTED),
+        (
+            "failed to load model: this model may be incompatible with your version of Ollama.",
+            DiagnosisCode.MODEL_UNSUPPORTED,
+        ),
+        ('model "served" not found, try pulling it first', DiagnosisCode.MODEL_MISSING),
+        ("llama-server binary not found (checked: /usr/lib/ollama)", DiagnosisCode.BINARY_MISSING),
+        ("panic: something else", DiagnosisCode.CRASHED),
+    ],
+)
+def test_lines_of_its_source_are_diagnosed(line: str, code: DiagnosisCode) -> None:
+    diagnosis = ENGINE.diagnose(ExitStatus(code=1), f"time=... level=INFO msg=x\n{line}\n")
+
+    assert (diagnosis.code, diagnosis.evidence) == (code, line)
+
+
+def test_it_is_registered_under_its_name() -> None:
+    assert isinstance(ENGINES["ollama"], Ollama)

@@ -1,0 +1,231 @@
+"""The tables by which practitioners choose an engine, a quantization and a card, met on machines that are described."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.engines import ENGINES
+from agent.planning.ranking import AIMS, QUANTIZATIONS, Generation
+from agent.planning.ranking import ENGINES as RANKED
+from agent.planning.request import DeviceState, Option
+from tests.planning.machines import AWQ, FP8, LLAMA_405B, MISTRAL_24B, ask, counted, made, published, refused
+
+QWEN_8B = "Qwen/Qwen3-8B"
+LLAMA_8B = "meta-llama/Llama-3.1-8B-Instruct"
+LLAMA_70B = "meta-llama/Llama-3.3-70B-Instruct"
+SMALL_CARD = {"devices": [{"model": "rtx3060", "memory": "8GiB"}]}
+
+
+@pytest.mark.parametrize(
+    ("hardware", "workload", "engines"),
+    [
+        ("l40s", {"concurrency": 11}, {"vllm"}),
+        ("rtx4080", {"concurrency": 32}, {"vllm"}),  # many users outweigh a small card
+        ("l40s", {"aim": "throughput"}, {"vllm"}),
+        ("l40s", {"aim": "long-context"}, {"vllm"}),
+        ("h100-sxm", {"aim": "structured-output"}, {"sglang"}),
+        ("h100-sxm", {"aim": "shared-prefixes"}, {"sglang"}),
+        ("h100-sxm", {"aim": "latency"}, {"tensorrt-llm"}),
+        ("rtx4090", {"aim": "development"}, {"ollama", "llama.cpp"}),
+        ("h100-sxm", {"aim": "development"}, {"ollama", "llama.cpp"}),
+        ("m3-max", {}, {"mlx-lm"}),
+        ("m2", {"aim": "throughput"}, {"mlx-lm"}),
+        ("h100-sxm", {}, {"vllm"}),
+        ("rtx3060", {}, {"llama.cpp"}),
+        ("mi300x", {}, {"vllm"}),
+        ("v100-32", {}, {"llama.cpp"}),  # vLLM has no kernels for it
+    ],
+)
+def test_the_engine_follows_hardware_and_aim(hardware: Any, workload: dict[str, Any], engines: set[str]) -> None:
+    answer = made(ask(QWEN_8B, hardware, workload=workload))
+
+    assert answer.engine in engines
+    assert answer.devices
+
+
+@pytest.mark.parametrize("workload", [{}, {"concurrency": 4}, {"aim": "throughput"}, {"aim": "structured-output"}])
+def test_a_cpu_is_served_by_llama_cpp(workload: dict[str, Any]) -> None:
+    answer = made(ask(QWEN_8B, "rtx4090", devices="cpu", workload=workload))
+
+    assert (answer.engine, answer.variant.quantization) == ("llama.cpp", "Q4_K_M")
+
+
+@pytest.mark.parametrize(
+    ("hardware", "quantization"),
+    [
+        ("a100-80-sxm", "awq"),
+        ("a6000", "awq"),
+        ("l40s", "fp8"),
+        ("h100-sxm", "fp8"),
+        ("h200-sxm", "fp8"),
+        ("b200", "nvfp4"),
+        ("rtx5090", "nvfp4"),
+        ("mi300x", "fp8"),
+    ],
+)
+def test_weights_are_of_the_type_that_the_devices_compute(hardware: str, quantization: str) -> None:
+    answer = made(ask(published(LLAMA_8B, formats=("safetensors",)), hardware, engine="vllm"))
+
+    assert answer.variant.quantization == quantization
+
+
+def test_ada_gets_awq_where_there_is_no_fp8() -> None:
+    options = published(LLAMA_8B, "bf16", "awq", "gptq-int4", "w8a8")
+
+    assert made(ask(options, "rtx4090", engine="vllm")).variant.quantization == "awq"
+
+
+def test_gptq_is_taken_where_there_is_no_awq() -> None:
+    options = published(LLAMA_8B, "bf16", "gptq-int4", "w8a8")
+
+    assert made(ask(options, "a100-80-sxm", engine="vllm")).variant.quantization == "gptq"
+
+
+def test_int8_does_not_run_on_blackwell_and_is_said_so() -> None:
+    answer = refused(ask(published(LLAMA_8B, "w8a8"), "b200", engine="vllm"))
+
+    assert "vllm does not run int8 weights on nvidia device 0 (NVIDIA B200)" in answer.diagnosis.message
+
+
+@pytest.mark.parametrize(
+    ("model", "hardware", "quantization"),
+    [
+        ("Qwen/Qwen2.5-7B-Instruct", SMALL_CARD, "Q4_K_M"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", SMALL_CARD, "Q4_K_M"),
+        ("Qwen/Qwen2.5-7B-Instruct", "rtx3060", "Q5_K_M"),
+        ("mistralai/Mistral-7B-Instruct-v0.3", "rtx3060", "Q5_K_M"),
+        ("Qwen/Qwen2.5-14B-Instruct", "rtx3060", "Q4_K_M"),
+        ("Qwen/Qwen2.5-14B-Instruct", "rtx4080", "Q4_K_M"),
+        ("01-ai/Yi-1.5-34B-Chat", "rtx4090", "Q4_K_M"),
+        ("Qwen/Qwen3-0.6B", "rtx3060", "Q8_0"),
+    ],
+)
+def test_a_card_gets_the_level_of_gguf_that_leaves_room_for_context(
+    model: str, hardware: Any, quantization: str
+) -> None:
+    answer = made(ask(published(model, formats=("gguf",)), hardware, engine="llama.cpp"))
+
+    assert (answer.engine, answer.variant.quantization) == ("llama.cpp", quantization)
+    assert sum(answer.placement.layers) > 0
+    assert "all " in next(reason.sentence for reason in answer.reasons if reason.field == "layers")
+
+
+def test_q4_0_is_not_taken_while_there_is_another_level() -> None:
+    four, three = published(QWEN_8B, "IQ4_XS"), published(QWEN_8B, "Q3_K_M")
+    plain = [_as(option, "Q4_0") for option in published(QWEN_8B, "Q4_K_M")]
+
+    assert made(ask((*plain, *four), "rtx3060")).variant.quantization == "IQ4_XS"
+    assert made(ask((*plain, *three), "rtx3060")).variant.quantization == "Q3_K_M"
+    assert made(ask(plain, "rtx3060")).variant.quantization == "Q4_0"
+
+
+def _as(option: Option, quantization: str) -> Option:
+    return replace(option, profile=replace(option.profile, quantization=quantization))
+
+
+def test_24b_awq_with_16k_of_context_fits_a_24_gib_card() -> None:
+    answer = made(ask([counted(MISTRAL_24B | AWQ)], "rtx4090", limits={"max_model_len": 16384}))
+
+    assert (answer.engine, answer.variant.quantization, len(answer.devices)) == ("vllm", "awq", 1)
+    assert answer.capacity is not None
+    assert answer.capacity.requests >= 1
+
+
+@pytest.mark.parametrize(("hardware", "count"), [("a6000", 1), ("rtx3090:2", 2)])
+def test_70b_awq_fits_one_card_of_48_gib_or_two_of_24(hardware: str, count: int) -> None:
+    answer = made(ask(published(LLAMA_70B, "awq"), hardware))
+
+    assert (answer.engine, len(answer.devices), answer.placement.tensor) == ("vllm", count, count)
+
+
+def test_405b_in_fp8_takes_eight_cards_of_80_gib() -> None:
+    answer = made(ask([counted(LLAMA_405B | FP8)], "h100-sxm:8"))
+
+    assert (answer.engine, answer.variant.quantization) == ("vllm", "fp8")
+    assert (len(answer.devices), answer.placement.tensor) == (8, 8)
+
+
+def test_embeddings_leave_the_device_to_generation_unless_the_spec_names_it() -> None:
+    model = "Qwen/Qwen3-Embedding-0.6B"
+
+    assert made(ask(model, "l40s", task="embedding")).devices == ()
+    answer = made(ask(model, "l40s", task="embedding", devices=["0"]))
+    assert answer.devices == ("GPU-sim-0",)
+    assert (answer.limits.gpu_memory_utilization or 1) < 0.5  # the rest is left to others
+
+
+def test_embeddings_may_have_a_smaller_device_that_nobody_else_is_on() -> None:
+    machine = {"devices": [{"model": "h100-sxm"}, {"model": "l4"}]}
+    model = "Qwen/Qwen3-Embedding-0.6B"
+    busy = {"GPU-sim-1": DeviceState(reserved=1 << 30)}
+
+    assert made(ask(model, machine, task="embedding")).devices == ("GPU-sim-1",)
+    assert made(ask(model, machine, task="embedding", states=busy)).devices == ()
+
+
+def test_makers_come_before_vendors_and_those_before_the_community() -> None:
+    (bf16,) = published(QWEN_8B, "bf16")
+    options = [
+        replace(bf16, source=f"hf:{trust}/x", trust=trust) for trust in ("community", "vendor", "maker", "vendor")
+    ]
+    answer = made(ask(options, "h100-sxm", engine="vllm"))
+
+    assert answer.variant.source == "hf:maker/x"
+    lower = [rejected for rejected in answer.rejected if rejected.code == "ranked-lower"]
+    assert [rejected.sentence for rejected in lower] == [
+        "ranked lower: a vendor's comes after the maker's",
+        "ranked lower: a vendor's comes after the maker's",
+        "ranked lower: the community's comes after the maker's",
+    ]
+
+
+def test_an_engine_that_is_preferred_and_does_not_fit_gives_way_with_its_numbers() -> None:
+    answer = made(ask("01-ai/Yi-1.5-34B-Chat", "rtx4090"))
+
+    assert (answer.engine, answer.variant.quantization) == ("llama.cpp", "Q4_K_M")
+    (vllm,) = (each for each in answer.rejected if each.candidate.startswith("vllm with bf16"))
+    assert vllm.code == "does-not-fit"
+    assert vllm.sentence.startswith("does not fit by 40.")
+
+
+def test_an_engine_for_other_hardware_is_taken_only_by_name() -> None:
+    too_large = ask("zai-org/GLM-5", "l40s:2")  # of safetensors only, which MLX LM could compute on the CPU
+    answer = refused(too_large)
+
+    assert [each.sentence for each in answer.rejected if each.code == "hardware"] == [
+        "mlx-lm is not for NVIDIA cards; `engine` in the spec can name it"
+    ]
+    assert "8 devices like" in answer.diagnosis.hint or "16 devices like" in answer.diagnosis.hint
+    assert made(ask(published(QWEN_8B, "bf16"), "l40s", engine="mlx-lm")).engine == "mlx-lm"
+
+
+def test_without_a_card_that_holds_it_layers_are_shared_with_the_cpu() -> None:
+    answer = made(ask(published(LLAMA_70B, "Q4_K_M", "awq"), "rtx4090"))
+
+    assert answer.engine == "llama.cpp"
+    assert 0 < sum(answer.placement.layers) < 81
+
+
+def test_a_machine_without_devices_is_a_cpu() -> None:
+    request = ask(QWEN_8B, "rtx4090")
+    answer = made(replace(request, inventory=replace(request.inventory, devices=())))
+
+    assert (answer.engine, answer.variant.quantization, answer.devices) == ("llama.cpp", "Q4_K_M", ())
+
+
+def test_the_reference_has_the_tables_that_decide() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "planning.md").read_text()
+
+    rows = [*AIMS.items(), *RANKED.items(), *((k, v) for k, v in QUANTIZATIONS.items() if k != Generation.OTHER)]
+    missing = [row for name, values in rows if (row := f"| {name} | {', '.join(values)} |") not in page]
+    assert missing == []
+
+
+def test_every_engine_has_a_place_on_hardware_that_it_runs_on() -> None:
+    placed = {name for names in RANKED.values() for name in names}
+
+    assert placed == set(ENGINES)
