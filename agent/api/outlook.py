@@ -38,7 +38,6 @@ def planned(value: Planned) -> pb.PlanDeploymentResponse:
             )
             for pool in value.pools
         ],
-        absent=value.absent,
     )
 
 

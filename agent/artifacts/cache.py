@@ -19,7 +19,6 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,15 +59,6 @@ class Kept:
     @property
     def bytes(self) -> int:
         return sum(file.size for file in self.files)
-
-
-@dataclass(frozen=True, slots=True)
-class Partial:
-    """A file that was not fetched to its end."""
-
-    path: Path
-    bytes: int  # on the disk
-    modified_at: float  # Unix seconds
 
 
 class Folder:
@@ -189,18 +179,6 @@ def contents(root: Path) -> tuple[Kept, ...]:
     """All that was fetched to its end, whole by now or not; last used first."""
     found = [kept for path in (root / "fetched").glob("*/*/*.json") if (kept := read(path)) is not None]
     return tuple(sorted(found, key=lambda kept: -kept.used_at))
-
-
-def partials(root: Path) -> tuple[Partial, ...]:
-    """All that was not fetched to its end, by this agent or by the hub's own tools."""
-    return tuple(_partials(root))
-
-
-def _partials(root: Path) -> Iterator[Partial]:
-    for path in root.glob("*/*/blobs/*.incomplete"):
-        with contextlib.suppress(OSError):
-            status = path.lstat()
-            yield Partial(path, status.st_blocks * 512, status.st_mtime)
 
 
 def read(record: Path) -> Kept | None:

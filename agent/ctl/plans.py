@@ -31,8 +31,6 @@ def text(answer: pb.PlanDeploymentResponse, *, explain: bool) -> str:
     parts = [decision(plan, answer), *(picture(bar) for bar in bars(plan, answer.pools))]
     if answer.notes:
         parts.append("\n".join(["assumed, or in doubt:", *(f"  * {note}" for note in answer.notes)]))
-    if answer.absent:
-        parts.append(f"cannot be served yet: {answer.absent}")
     if explain:
         parts += [*memory(plan), *explanation(plan)]
     return "\n\n".join(parts)

@@ -67,7 +67,6 @@ class Planned:
     remedies: tuple[str, ...] = ()  # with a refusal: what would make it fit, each enough alone
     notes: tuple[str, ...] = ()  # what was assumed, and what is doubtful, as sentences
     pools: tuple[Pool, ...] = ()  # of the host, then of each device
-    absent: str = ""  # why the weights cannot be served from here yet; "": they are here
 
 
 @dataclass(frozen=True, slots=True)

@@ -804,7 +804,7 @@ class PlanDeploymentRequest(_message.Message):
     def __init__(self, spec: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., hardware: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class PlanDeploymentResponse(_message.Message):
-    __slots__ = ("plan", "refusal", "argv", "verdict", "missing_bytes", "rejected", "remedies", "notes", "pools", "absent")
+    __slots__ = ("plan", "refusal", "argv", "verdict", "missing_bytes", "rejected", "remedies", "notes", "pools")
     PLAN_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     ARGV_FIELD_NUMBER: _ClassVar[int]
@@ -814,7 +814,6 @@ class PlanDeploymentResponse(_message.Message):
     REMEDIES_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
     POOLS_FIELD_NUMBER: _ClassVar[int]
-    ABSENT_FIELD_NUMBER: _ClassVar[int]
     plan: _struct_pb2.Struct
     refusal: Diagnosis
     argv: _containers.RepeatedScalarFieldContainer[str]
@@ -824,8 +823,7 @@ class PlanDeploymentResponse(_message.Message):
     remedies: _containers.RepeatedScalarFieldContainer[str]
     notes: _containers.RepeatedScalarFieldContainer[str]
     pools: _containers.RepeatedCompositeFieldContainer[MemoryPool]
-    absent: str
-    def __init__(self, plan: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refusal: _Optional[_Union[Diagnosis, _Mapping]] = ..., argv: _Optional[_Iterable[str]] = ..., verdict: _Optional[_Union[FitVerdict, str]] = ..., missing_bytes: _Optional[int] = ..., rejected: _Optional[_Iterable[_Union[Rejection, _Mapping]]] = ..., remedies: _Optional[_Iterable[str]] = ..., notes: _Optional[_Iterable[str]] = ..., pools: _Optional[_Iterable[_Union[MemoryPool, _Mapping]]] = ..., absent: _Optional[str] = ...) -> None: ...
+    def __init__(self, plan: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refusal: _Optional[_Union[Diagnosis, _Mapping]] = ..., argv: _Optional[_Iterable[str]] = ..., verdict: _Optional[_Union[FitVerdict, str]] = ..., missing_bytes: _Optional[int] = ..., rejected: _Optional[_Iterable[_Union[Rejection, _Mapping]]] = ..., remedies: _Optional[_Iterable[str]] = ..., notes: _Optional[_Iterable[str]] = ..., pools: _Optional[_Iterable[_Union[MemoryPool, _Mapping]]] = ...) -> None: ...
 
 class RestartDeploymentRequest(_message.Message):
     __slots__ = ("name", "etag", "request_id")

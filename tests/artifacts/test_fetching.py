@@ -380,7 +380,7 @@ def end_at(hub, position: int, before: int = 0) -> None:
 def test_what_was_begun_is_taken_up_by_the_next_pull(pulling, hub):
     hub.repo("org/m", LEVELS)
     end_at(hub, 3 * MIB + 500_000)
-    pulling.refused("org/m:Q4_K_M", connections=1, stall_seconds=1.0)
+    pulling.refused("org/m:Q4_K_M", connections=1, stall_seconds=0.5)
     begun, hub.requests[:] = len(hub.asked("/cdn/*")), []
     hub.heal()
 
@@ -392,7 +392,7 @@ def test_what_was_begun_is_taken_up_by_the_next_pull(pulling, hub):
 def test_what_was_begun_and_damaged_since_comes_again(pulling, hub):
     hub.repo("org/m", LEVELS)
     end_at(hub, 3 * MIB + 500_000)
-    pulling.refused("org/m:Q4_K_M", connections=1, stall_seconds=1.0)
+    pulling.refused("org/m:Q4_K_M", connections=1, stall_seconds=0.5)
     hub.heal()
     (begun,) = pulling.cache.glob("hub/*/blobs/*.incomplete")
     with begun.open("r+b") as file:
@@ -594,7 +594,7 @@ def test_a_url_without_a_digest_is_named_by_the_one_it_has(pulling, hub):
     url = f"{hub.cdn}/cdn/org/m/{commit}/m-Q4_K_M.gguf"
     end_at(hub, 3 * MIB + 500_000, before=1)
     with pytest.raises(Exception, match="nothing came"):
-        Fetcher(pulling.url(url, connections=1, stall_seconds=1.0), print).run()
+        Fetcher(pulling.url(url, connections=1, stall_seconds=0.5), print).run()
     hub.heal()
     hub.requests.clear()
 
