@@ -156,9 +156,9 @@ class CTranslate2:
         return openai.METRICS
 
     def parse_activity(self, body: str) -> Activity:
-        names = ("ctranslate2_running", "ctranslate2_waiting", "ctranslate2_generated_tokens_total")
-        running, waiting, work = map(prometheus.totals(body, *names).get, names)
-        return Activity(None if running is None else int(running), None if waiting is None else int(waiting), work)
+        return prometheus.activity(
+            body, "ctranslate2_running", "ctranslate2_waiting", "ctranslate2_generated_tokens_total"
+        )
 
     def granted_requests(self, plan: Plan) -> tuple[HttpRequest, ...]:
         return (openai.MODELS,)

@@ -9,7 +9,6 @@ wheel. Memory: docs/decisions/0003-llama-cpp-memory.md.
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,8 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as distribution_version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
+from agent.engines import openai
 from agent.engines.arguments import Options
 from agent.engines.base import (
     DEVICE_VARIABLES,
@@ -37,6 +36,7 @@ from agent.engines.llama_cpp_failures import diagnose
 from agent.engines.llama_cpp_memory import CACHE_BYTES, memory_terms, physical_batch
 from agent.engines.llama_cpp_refusals import REFUSED_FLAGS
 from agent.engines.llama_cpp_report import parse
+from agent.engines.prometheus import activity
 from agent.errors import FieldViolation
 from agent.models.profile import ModelProfile
 from agent.planning.ledger import MeasuredTerm
@@ -45,10 +45,9 @@ from agent.status import Diagnosis, ExitStatus, Granted
 
 _EMBEDDED = Path(__file__).parent.parent / "embedded" / "llama_server.py"
 _VERSION = re.compile(r"version:\s*(.+)")
-_METRIC = re.compile(r"^llamacpp:(\w+) (\S+)$", re.MULTILINE)
 #: Counters that grow with every piece of work. A request that is being read counts only when its prompt is done, so
 #: `requests_processing` must be looked at too.
-_WORK = ("prompt_tokens_total", "tokens_predicted_total", "n_decode_total")
+_WORK = ("llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total", "llamacpp:n_decode_total")
 
 
 class LlamaCpp:
@@ -158,45 +157,39 @@ class LlamaCpp:
         return Command(tuple(argv), plan.placement.environment)
 
     def startup_probe(self, plan: Plan) -> HttpRequest:
-        return _HEALTH
+        return openai.HEALTH
 
     def readiness_probe(self, plan: Plan) -> HttpRequest:
-        return _HEALTH
+        return openai.HEALTH
 
     def liveness_probe(self, plan: Plan) -> HttpRequest:
-        return _HEALTH
+        return openai.HEALTH
 
     def inference_probe(self, plan: Plan) -> HttpRequest:
         if plan.task == "embedding":
-            return _post("/v1/embeddings", {"input": "a"})
+            return openai.post("/v1/embeddings", {"input": "a"})
         if plan.task == "rerank":
-            return _post("/v1/rerank", {"query": "a", "documents": ["a"]})
+            return openai.post("/v1/rerank", {"query": "a", "documents": ["a"]})
         # Without the prompt cache the whole way is computed. The grammar keeps the token printable: a model may
         # answer bytes that are no text, and the server turns those into status 500.
         body = {"prompt": "a", "n_predict": 1, "cache_prompt": False, "grammar": "root ::= [a-z ]"}
-        return _post("/completion", body)
+        return openai.post("/completion", body)
 
     def loading(self, reply: HttpReply) -> bool:
         return reply.status == 0 or (reply.status == 503 and "Loading model" in reply.body)
 
     def activity_request(self, plan: Plan) -> HttpRequest:
-        return HttpRequest("GET", "/metrics")
+        return openai.METRICS
 
     def parse_activity(self, body: str) -> Activity:
-        metrics = {name: _number(value) for name, value in _METRIC.findall(body)}
-        running, waiting = metrics.get("requests_processing"), metrics.get("requests_deferred")
-        work = [value for name in _WORK if (value := metrics.get(name)) is not None]
-        return Activity(
-            None if running is None else int(running),
-            None if waiting is None else int(waiting),
-            sum(work) if work else None,
-        )
+        names = self.metrics
+        return activity(body, names[Metric.RUNNING], names[Metric.WAITING], *_WORK)
 
     def granted_requests(self, plan: Plan) -> tuple[HttpRequest, ...]:
-        return (HttpRequest("GET", "/slots"), HttpRequest("GET", "/v1/models"))
+        return (HttpRequest("GET", "/slots"), openai.MODELS)
 
     def parse_granted(self, replies: Sequence[HttpReply]) -> Granted:
-        slots, models = (_json(reply) for reply in replies)
+        slots, models = (openai.decoded(reply) for reply in replies)
         contexts = [slot["n_ctx"] for slot in slots] if isinstance(slots, list) else []
         served = models.get("data", []) if isinstance(models, dict) else []
         return Granted(
@@ -215,29 +208,7 @@ class LlamaCpp:
         return {"api_key": "LLAMA_API_KEY"}
 
 
-_HEALTH = HttpRequest("GET", "/health")
 _TASK_FLAGS: Mapping[str, tuple[str, ...]] = {"embedding": ("--embedding",), "rerank": ("--rerank",)}
-
-
-def _post(path: str, body: Mapping[str, object]) -> HttpRequest:
-    return HttpRequest("POST", path, json.dumps(body))
-
-
-def _json(reply: HttpReply) -> Any:
-    """The body of a good reply, else None: what the engine does not tell is not known."""
-    if reply.status != 200:
-        return None
-    try:
-        return json.loads(reply.body)
-    except ValueError:
-        return None
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def _embedded() -> Located | None:

@@ -178,13 +178,7 @@ class MlxLm:
         return openai.METRICS
 
     def parse_activity(self, body: str) -> Activity:
-        found = prometheus.totals(body, "mlx_lm_running", "mlx_lm_waiting", "mlx_lm_requests_total")
-        running, waiting = found.get("mlx_lm_running"), found.get("mlx_lm_waiting")
-        return Activity(
-            None if running is None else int(running),
-            None if waiting is None else int(waiting),
-            found.get("mlx_lm_requests_total"),
-        )
+        return prometheus.activity(body, "mlx_lm_running", "mlx_lm_waiting", "mlx_lm_requests_total")
 
     def granted_requests(self, plan: Plan) -> tuple[HttpRequest, ...]:
         return (openai.MODELS,)

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 
+from agent.engines.base import Activity
+
 _LABEL = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"')
 _ESCAPED = re.compile(r"\\(.)")
 
@@ -32,6 +34,17 @@ def totals(text: str, *names: str) -> Mapping[str, float]:
         if math.isfinite(number):
             found[name] = found.get(name, 0.0) + number
     return found
+
+
+def activity(text: str, running: str, waiting: str, *work: str) -> Activity:
+    """How busy an engine is, by its metrics of those names; `work` are counters, of which one is enough."""
+    found = totals(text, running, waiting, *work)
+    done = [found[name] for name in work if name in found]
+    return Activity(
+        int(found[running]) if running in found else None,
+        int(found[waiting]) if waiting in found else None,
+        sum(done) if done else None,
+    )
 
 
 def labels(text: str, name: str) -> tuple[Mapping[str, str], ...]:

@@ -29,7 +29,7 @@ from agent.engines.base import (
     Support,
 )
 from agent.engines.executables import configured_or_on_path
-from agent.engines.prometheus import totals
+from agent.engines.prometheus import activity
 from agent.engines.ranks import Room
 from agent.engines.tensorrt_llm_failures import diagnose
 from agent.engines.tensorrt_llm_refusals import REFUSED_FLAGS
@@ -171,15 +171,8 @@ class TensorRTLLM:
 
     def parse_activity(self, body: str) -> Activity:
         names = self.metrics
-        running, waiting = names[Metric.RUNNING], names[Metric.WAITING]
-        done = (names[Metric.PROMPT_TOKENS], names[Metric.GENERATED_TOKENS])
-        found = totals(body, running, waiting, *done)
-        work = [found[name] for name in done if name in found]
-        return Activity(
-            int(found[running]) if running in found else None,
-            int(found[waiting]) if waiting in found else None,
-            sum(work) if work else None,
-        )
+        work = (names[Metric.PROMPT_TOKENS], names[Metric.GENERATED_TOKENS])
+        return activity(body, names[Metric.RUNNING], names[Metric.WAITING], *work)
 
     def granted_requests(self, plan: Plan) -> tuple[HttpRequest, ...]:
         return (openai.MODELS,)

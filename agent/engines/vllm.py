@@ -28,7 +28,7 @@ from agent.engines.base import (
     Support,
 )
 from agent.engines.executables import configured_or_on_path
-from agent.engines.prometheus import labels, totals
+from agent.engines.prometheus import activity, labels
 from agent.engines.vllm_failures import diagnose
 from agent.engines.vllm_refusals import REFUSED_FLAGS, REFUSED_VARIABLES
 from agent.engines.vllm_report import parse
@@ -191,15 +191,8 @@ class VLLM:
 
     def parse_activity(self, body: str) -> Activity:
         names = self.metrics
-        running, waiting = names[Metric.RUNNING], names[Metric.WAITING]
-        done = (names[Metric.PROMPT_TOKENS], names[Metric.GENERATED_TOKENS])
-        found = totals(body, running, waiting, *done)
-        work = [found[name] for name in done if name in found]
-        return Activity(
-            int(found[running]) if running in found else None,
-            int(found[waiting]) if waiting in found else None,
-            sum(work) if work else None,
-        )
+        work = (names[Metric.PROMPT_TOKENS], names[Metric.GENERATED_TOKENS])
+        return activity(body, names[Metric.RUNNING], names[Metric.WAITING], *work)
 
     def granted_requests(self, plan: Plan) -> tuple[HttpRequest, ...]:
         return (openai.MODELS, openai.METRICS)
