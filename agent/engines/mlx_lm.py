@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -185,8 +184,7 @@ class MlxLm:
 
     def parse_granted(self, replies: Sequence[HttpReply]) -> Granted:
         """What the launcher enforces."""
-        seqs = openai.served(replies[0]).get("max_num_seqs")
-        return replace(openai.granted(replies[0]), max_num_seqs=seqs if isinstance(seqs, int) else None)
+        return openai.granted(replies[0])
 
     def parse_memory(self, log: str, plan: Plan) -> tuple[MeasuredTerm, ...]:
         return ()  # it reports nothing of its weights and buffers

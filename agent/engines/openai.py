@@ -55,9 +55,13 @@ def served(reply: HttpReply) -> Mapping[str, Any]:
 
 
 def granted(reply: HttpReply) -> Granted:
-    """The served name, and the context where the server tells it (`max_model_len`, in tokens)."""
+    """The served name; the context in tokens (`max_model_len`) and the sequences at once (`max_num_seqs`, which our own
+    launchers tell) where the server says them.
+    """
     model = served(reply)
-    name, length = model.get("id"), model.get("max_model_len")
+    name, length, sequences = model.get("id"), model.get("max_model_len"), model.get("max_num_seqs")
     return Granted(
-        max_model_len=length if isinstance(length, int) else None, model=name if isinstance(name, str) else ""
+        max_model_len=length if isinstance(length, int) else None,
+        max_num_seqs=sequences if isinstance(sequences, int) else None,
+        model=name if isinstance(name, str) else "",
     )

@@ -144,7 +144,8 @@ def _problems(
         yield "kv-cache-dtype", f"{name} has no KV cache type {dtype}; it has {known}"
     yield from _argument_problems(request, engine)
     if located is None:
-        yield "not-found", capabilities.not_run or f"no executable of {name} was found on this node"
+        code, sentence = _not_found(name)
+        yield code, capabilities.not_run or sentence
 
 
 def _loading_problems(
