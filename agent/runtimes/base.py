@@ -1,4 +1,4 @@
-"""How an instance is executed: the interface that `process` (and later `docker`) implement.
+"""How an instance is executed: the interface that `process` and `docker` implement.
 
 The contract that both must keep, and that `tests/runtimes/contract.py` holds against each:
 
@@ -41,6 +41,36 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
+class Mount:
+    """A file or folder of the host, seen inside of a container at `target`."""
+
+    source: str
+    target: str
+    read_only: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """What a launch in a container needs beyond a command. What it never gets is not here: privileges, capabilities,
+    the host's network."""
+
+    image: str  # "sha256:...": an image's id, which names this content whatever a tag becomes
+    address: str  # of the host, where `port` is published; the engine listens on the same port inside
+    port: int
+    mounts: tuple[Mount, ...] = ()
+    gpus: tuple[str, ...] = ()  # NVIDIA's UUIDs, of GPUs or MIG slices
+    device_files: tuple[str, ...] = ()  # "/dev/kfd", "/dev/dri/renderD128": with the groups that own them
+    shm_bytes: int = 64 * 1024**2  # Docker's own default
+    host_ipc: bool = False
+    ulimits: Mapping[str, int] = field(default_factory=dict)  # -1: unlimited
+    read_only_root: bool = False  # with a writable /tmp of its own
+    user: str = ""  # "uid:gid"; "": the image's own
+    stop_signal: signal.Signals = signal.SIGTERM
+    log_bytes: int = 16 * 1024**2  # of each of `log_files` that the container engine keeps
+    log_files: int = 2
+
+
+@dataclass(frozen=True, slots=True)
 class LaunchRequest:
     """Everything needed to start an instance. `environment` may hold resolved secrets: never log it."""
 
@@ -50,6 +80,7 @@ class LaunchRequest:
     directory: Path  # the instance's own directory (records, TMPDIR); removed by `forget`
     log: Path  # stdout and stderr, appended
     resources: Resources = field(default_factory=Resources)
+    container: Container | None = None  # None: a native process
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +155,14 @@ class Runtime(Protocol):
 
     def enforcement(self, handle: Handle) -> tuple[str, ...]:
         """Sentences: which limits the kernel enforces for it, and which it does not, and why."""
+
+    async def gather_log(self, handle: Handle, log: Path) -> None:
+        """See that `log` has what the instance wrote up to now. Nothing to do where it writes there itself; else what
+        came since the last call is appended. Raises `TimeoutError`, and `OSError` where the disk refuses."""
+
+    def remarks(self, handle: Handle) -> tuple[str, ...]:
+        """Sentences: what somebody else did to it behind the agent's back (paused, renamed, another restart policy), as
+        last seen; () if nothing."""
 
     async def forget(self, handle: Handle | None, directory: Path) -> None:
         """Remove what the runtime keeps for an ended instance (cgroup, directory); logs stay."""

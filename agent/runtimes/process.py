@@ -215,6 +215,14 @@ class ProcessRuntime:
     def enforcement(self, handle: Handle) -> tuple[str, ...]:
         return Instance.from_data(handle.data).enforcement
 
+    async def gather_log(self, handle: Handle, log: Path) -> None:
+        """See `Runtime.gather_log`: the engine writes there itself."""
+
+    def remarks(self, handle: Handle) -> tuple[str, ...]:
+        """See `Runtime.remarks`: a process has nothing that others could change."""
+        del handle
+        return ()
+
     async def forget(self, handle: Handle | None, directory: Path) -> None:
         """See `Runtime.forget`. What cannot be removed is logged, not raised: nothing depends on it."""
         this = Instance.from_data(handle.data) if handle is not None else Instance.prepared(directory)
