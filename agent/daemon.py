@@ -105,12 +105,12 @@ async def _serve(node: Node, stop: asyncio.Event) -> None:
     settings = node.settings
     sweep = Sweep(node.services, node.conditions, report_only=node.damaged)
     upkeep = Upkeep(node, sweep)
+    log.info("ready", version=__version__, socket=str(settings.api.control.path), deployments=len(node.registry))
+    systemd.notify("READY=1", f"STATUS={_status_line(node)}")
     # What was imported and restored lives as long as the daemon: the collector need not walk it again and again.
     gc.collect()
     gc.freeze()
     gc.enable()
-    log.info("ready", version=__version__, socket=str(settings.api.control.path), deployments=len(node.registry))
-    systemd.notify("READY=1", f"STATUS={_status_line(node)}")
     tasks = [asyncio.create_task(upkeep.run()), asyncio.create_task(_feed_watchdog(node, upkeep))]
     stopping = asyncio.create_task(stop.wait())
     try:

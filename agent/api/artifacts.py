@@ -7,6 +7,7 @@ from typing import Final
 
 from agent.api.mapping import progress, timestamp
 from agent.api.names import artifact_name, deployment_name
+from agent.api.requests import Listing
 from agent.supervision.service import ArtifactState, ArtifactStatus, CacheDisk, Collection, Deleted, Pulling
 from agent.v1 import agent_pb2 as pb
 
@@ -14,6 +15,11 @@ from agent.v1 import agent_pb2 as pb
 STATES: Final[Mapping[ArtifactState, pb.ArtifactState]] = {
     state: getattr(pb, f"ARTIFACT_STATE_{state.name}") for state in ArtifactState
 }
+LISTING: Listing[ArtifactStatus] = Listing(
+    "artifacts",
+    lambda item: (item.state is ArtifactState.EXTERNAL, -(item.used_at or 0.0), item.id),  # last used first
+    (bool, float, str),
+)
 
 
 def artifact(value: ArtifactStatus) -> pb.Artifact:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -17,9 +17,11 @@ from agent.api.names import (
     measurement_name,
 )
 from agent.api.structs import struct_from_dict, struct_from_json
-from agent.planning.ledger import MeasuredTerm, Measurement
-from agent.supervision.service import Applied, Change, ConfigInForce, Imported, LogChunk
 from agent.v1 import agent_pb2 as pb
+
+if TYPE_CHECKING:
+    from agent.planning.ledger import MeasuredTerm, Measurement
+    from agent.supervision.service import Applied, Change, ConfigInForce, Imported, LogChunk
 
 # Built from the names at import, so that a value that the proto lacks is found at once.
 PHASES: Final[Mapping[status.Phase, pb.Phase]] = {p: getattr(pb, f"PHASE_{p.name}") for p in status.Phase}

@@ -7,6 +7,7 @@ from typing import Final
 
 from agent.api.mapping import TERNARIES, diagnosis
 from agent.api.names import model_name
+from agent.api.requests import Listing
 from agent.api.structs import struct_from_dict
 from agent.planning.plan import Plan
 from agent.supervision.service import Fit, FitVerdict, KnownModel, Planned
@@ -14,6 +15,7 @@ from agent.v1 import agent_pb2 as pb
 
 #: Built from the names at import, so that a value that the proto lacks is found at once.
 VERDICTS: Final[Mapping[FitVerdict, pb.FitVerdict]] = {v: getattr(pb, f"FIT_VERDICT_{v.name}") for v in FitVerdict}
+MODELS: Listing[KnownModel] = Listing("models", lambda item: (item.id,), (str,))
 
 
 def planned(value: Planned) -> pb.PlanDeploymentResponse:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf import message_factory
@@ -22,8 +22,10 @@ from agent.api.requests import MAX_REQUEST_BYTES
 from agent.api.servicers import Servicers
 from agent.api.sockets import BoundSocket, SocketSettings
 from agent.errors import ReadOnly
-from agent.supervision.service import NodeApi
 from agent.v1 import agent_pb2
+
+if TYPE_CHECKING:
+    from agent.supervision.service import NodeApi
 
 MAX_CONCURRENT_CALLS = 256  # for each socket: who may only look cannot use up what who may change needs
 MIN_PING_MILLISECONDS = 5_000  # clients of ours ping each 10 s to notice that the agent hangs

@@ -7,17 +7,23 @@ handler with the node's iterator and the function that maps each item.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.message import Message
 
-from agent.api import artifacts, mapping, names, outlook, requests
+from agent.api import mapping, names, requests
 from agent.api.structs import struct_to_dict
 from agent.errors import NotFound
-from agent.planning.ledger import Measurement
+from agent.lazy import lazily
 from agent.status import DeploymentStatus, DeviceStatus, InstanceStatus
-from agent.supervision.service import ArtifactState, ArtifactStatus, KnownModel, NodeApi
 from agent.v1 import agent_pb2 as pb
+
+if TYPE_CHECKING:
+    from agent.api import artifacts, outlook
+    from agent.planning.ledger import Measurement
+    from agent.supervision.service import NodeApi
+else:
+    artifacts, outlook = lazily("agent.api.artifacts"), lazily("agent.api.outlook")
 
 UnaryHandler = Callable[[Any], Message | bytes | Awaitable[Message]]
 Stream = tuple[AsyncIterator[Any], Callable[[Any], Message]]
@@ -34,15 +40,9 @@ _DEVICES: requests.Listing[DeviceStatus] = requests.Listing(
     lambda item: (item.vendor, item.index, item.id),  # as the vendors' tools list them
     (str, int, str),
 )
-_ARTIFACTS: requests.Listing[ArtifactStatus] = requests.Listing(
-    "artifacts",
-    lambda item: (item.state is ArtifactState.EXTERNAL, -(item.used_at or 0.0), item.id),  # last used first
-    (bool, float, str),
-)
 _MEASUREMENTS: requests.Listing[Measurement] = requests.Listing(
     "measurements", lambda item: (float(item.at), item.id), (float, str)
 )
-_MODELS: requests.Listing[KnownModel] = requests.Listing("models", lambda item: (item.id,), (str,))
 
 
 class Servicers:
@@ -214,7 +214,7 @@ class Servicers:
 
     async def list_artifacts(self, request: pb.ListArtifactsRequest) -> pb.ListArtifactsResponse:
         found = await self._node.artifacts()
-        page, token = _ARTIFACTS.page(found.artifacts, request.page_size, request.page_token)
+        page, token = artifacts.LISTING.page(found.artifacts, request.page_size, request.page_token)
         return pb.ListArtifactsResponse(
             artifacts=[artifacts.artifact(item) for item in page],
             next_page_token=token,
@@ -238,7 +238,7 @@ class Servicers:
         return artifacts.collection(await self._node.collect(dry_run=request.dry_run, everything=request.all))
 
     async def list_models(self, request: pb.ListModelsRequest) -> pb.ListModelsResponse:
-        page, token = _MODELS.page(await self._node.models(), request.page_size, request.page_token)
+        page, token = outlook.MODELS.page(await self._node.models(), request.page_size, request.page_token)
         return pb.ListModelsResponse(models=[outlook.model(item) for item in page], next_page_token=token)
 
     async def resolve_model(self, request: pb.ResolveModelRequest) -> pb.ResolveModelResponse:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from agent.engines.base import Engine
+if TYPE_CHECKING:
+    from agent.engines.base import Engine
 
 #: By name: module and class. In order of preference where nothing else decides (`agent.planning.ranking`).
 _ADAPTERS = {
@@ -22,7 +24,7 @@ _ADAPTERS = {
 }
 
 
-class _Engines(Mapping[str, Engine]):
+class _Engines(Mapping[str, "Engine"]):
     """Adapters by name, each imported when it is first asked for: together they would double the daemon's start."""
 
     def __init__(self) -> None:

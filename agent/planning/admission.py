@@ -5,11 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
-from agent.engines.base import Engine
 from agent.errors import FieldViolation
 from agent.settings import Policy
 from agent.spec import DeploymentSpec
+
+if TYPE_CHECKING:
+    from agent.engines.base import Engine
 
 _NUMBER = re.compile(r"-\d")
 

@@ -135,6 +135,10 @@ class Actor:
     def post(self, seen: Observation) -> None:
         self._inbox.put_nowait(seen)
 
+    def wake(self) -> None:
+        """Have it look at the time, and at what is wanted."""
+        self.post(m.Woken())
+
     async def update(
         self, apply: Callable[[DeploymentRecord], tuple[DeploymentRecord, tuple[Change, ...]]]
     ) -> DeploymentStatus:

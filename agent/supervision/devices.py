@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -19,13 +19,15 @@ from agent.hardware.feed import Feed
 from agent.hardware.health import Health, Presence
 from agent.hardware.inventory import Detection, Device, DeviceProcess, Fault, Inventory, Problem, Sample
 from agent.hardware.xids import Effect, xid
-from agent.planning.request import DeviceState
 from agent.status import DeviceCondition, DeviceHold, DeviceStatus, Event, Severity
 from agent.status import DeviceProcess as ProcessStatus
 from agent.store.records import PutEvent, PutMeta
 from agent.store.sqlite import Store
 from agent.supervision import clock
 from agent.supervision.conditions import Conditions
+
+if TYPE_CHECKING:
+    from agent.planning.request import DeviceState
 
 log = structlog.get_logger(__name__)
 
@@ -259,6 +261,8 @@ class Devices:
 
     def state(self, id: str, deployment: str) -> DeviceState:
         """The device from the view of one deployment, at this moment."""
+        from agent.planning.request import DeviceState  # noqa: PLC0415 - only plans ask
+
         entry = self._entries[id]
         others = [hold for hold in self._outside.holds(id) if hold.deployment != deployment]
         mine = [hold.instance for hold in self._outside.holds(id) if hold.deployment == deployment]

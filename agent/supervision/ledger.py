@@ -11,28 +11,15 @@ import os
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
 from agent.engines import ENGINES
 from agent.errors import AgentError, StoreError
 from agent.hardware.inventory import Inventory
+from agent.lazy import lazily
 from agent.models.parts import parts
-from agent.planning.ledger import (
-    HOST,
-    WEIGHTS,
-    MeasuredTerm,
-    Measurement,
-    compared,
-    key_from_json,
-    key_of,
-    key_to_json,
-    newest,
-    terms_from_json,
-    terms_to_json,
-)
-from agent.planning.plan import Plan
 from agent.runtimes import logs
 from agent.runtimes.base import Handle, Runtime
 from agent.runtimes.threads import in_thread
@@ -41,7 +28,14 @@ from agent.store.records import DropMeasurement, MeasurementRecord, PutEvent, Pu
 from agent.store.sqlite import Store
 from agent.supervision import clock
 from agent.supervision.devices import FRESH_SECONDS, Devices
-from agent.supervision.service import Imported
+
+if TYPE_CHECKING:
+    from agent.planning import ledger as measured
+    from agent.planning.ledger import MeasuredTerm, Measurement
+    from agent.planning.plan import Plan
+    from agent.supervision.service import Imported
+else:
+    measured = lazily("agent.planning.ledger")
 
 log = structlog.get_logger(__name__)
 
@@ -122,20 +116,21 @@ class Ledger:
             reported = ENGINES[plan.engine].parse_memory(head, plan)
             if not reported:
                 return
-            held = {HOST: await self._host(plan, handle, reported)}
+            held = {measured.HOST: await self._host(plan, handle, reported)}
             for place, device in enumerate(plan.devices):
                 held[str(place)] = await self._device(device, instance)
             models = [self._devices.find(device).device.name for device in plan.devices]
         except (TimeoutError, OSError, AgentError) as error:
             log.warning("start not measured", instance=instance, error=str(error))
             return
-        budgets = {str(place - 1) if place else HOST: budget.terms for place, budget in enumerate(plan.budgets)}
+        pools = (measured.HOST, *map(str, range(len(plan.devices))))
+        budgets = {pool: budget.terms for pool, budget in zip(pools, plan.budgets, strict=True)}
         await self._keep_own(
-            Measurement(
+            measured.Measurement(
                 id=f"{self._outside.uid[:8]}-{instance}", node=self._outside.uid, host=self._outside.name,
                 imported=False, at=clock.wall(), model=plan.variant.source,
-                key=key_of(plan, self._hardware.inventory().cpu_model, models),
-                terms=compared(budgets, reported, held),
+                key=measured.key_of(plan, self._hardware.inventory().cpu_model, models),
+                terms=measured.compared(budgets, reported, held),
             )
         )  # fmt: skip
 
@@ -147,7 +142,7 @@ class Ledger:
             return None
         names = await in_thread(lambda: _files(plan.variant.path), deadline=READ_DEADLINE)
         files = [sizes for path, sizes in memory.items() if path in names]
-        weights = sum(term.bytes for term in reported if (term.pool, term.name) == (HOST, WEIGHTS))
+        weights = sum(term.bytes for term in reported if (term.pool, term.name) == (measured.HOST, measured.WEIGHTS))
         resident = sum(resident for _, resident in memory.values()) - sum(resident for _, resident in files)
         return resident + min(weights, sum(mapped for mapped, _ in files))
 
@@ -166,7 +161,7 @@ class Ledger:
         """Store them, within the bounds; how many of `new` were kept. Raises `StoreError`: then nothing changed."""
         async with self._writing:
             before = {row.id: row for row in self.measurements}
-            kept = newest((before | {row.id: row for row in new}).values(), EACH, TOTAL)
+            kept = measured.newest((before | {row.id: row for row in new}).values(), EACH, TOTAL)
             ids = {row.id for row in kept}
             added = [row for row in new if row.id in ids]
             await self._store.write(
@@ -181,7 +176,9 @@ class Ledger:
 
     async def take(self, data: Mapping[str, Any]) -> Imported:
         """Import an exported ledger. Raises `InvalidArgument` with the paths of what is wrong in it, `StoreError`."""
-        from agent.supervision import ledger_file  # noqa: PLC0415 - its models cost a daemon that never imports 1 MiB
+        # The models of such a file cost a daemon that never imports 1 MiB.
+        from agent.supervision import ledger_file  # noqa: PLC0415
+        from agent.supervision.service import Imported  # noqa: PLC0415
 
         rows = ledger_file.parse(data, self._outside.uid, clock.wall())
         known = {row.id for row in self.measurements}
@@ -208,13 +205,14 @@ def _less(plan: Plan, granted: Granted) -> bool:
 
 def _encoded(row: Measurement) -> MeasurementRecord:
     return MeasurementRecord(
-        row.id, row.node, row.host, int(row.imported), row.at, row.model, key_to_json(row.key), terms_to_json(row.terms)
-    )
+        row.id, row.node, row.host, int(row.imported), row.at, row.model,
+        measured.key_to_json(row.key), measured.terms_to_json(row.terms),
+    )  # fmt: skip
 
 
 def _decoded(record: MeasurementRecord) -> Measurement:
     """Raises `ValueError`, `TypeError` or `KeyError` for a record that says something else."""
-    return Measurement(
+    return measured.Measurement(
         record.id, record.node, record.host, bool(record.imported), record.at, record.model,
-        key_from_json(record.key_json), terms_from_json(record.terms_json),
+        measured.key_from_json(record.key_json), measured.terms_from_json(record.terms_json),
     )  # fmt: skip

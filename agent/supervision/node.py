@@ -20,9 +20,7 @@ from agent import __version__, failpoints
 from agent.config import LoadedConfig
 from agent.engines import ENGINES
 from agent.errors import AgentError, FailedPrecondition, FieldViolation, StoreError
-from agent.planning.ledger import Measurement
 from agent.runtimes.base import Runtime
-from agent.spec import DeploymentSpec
 from agent.status import (
     DeploymentStatus,
     DeviceHold,
@@ -38,9 +36,7 @@ from agent.status import (
 from agent.store.records import DeploymentRecord, InstanceRecord, Loaded, PutEvent
 from agent.store.sqlite import Store
 from agent.strict import invalid
-from agent.supervision import adoption, clock, reading, recovery, views, watch
-from agent.supervision.actor import Actor
-from agent.supervision.changes import Changes
+from agent.supervision import clock
 from agent.supervision.conditions import Conditions
 from agent.supervision.devices import Devices, Outside
 from agent.supervision.hardware import Hardware
@@ -49,27 +45,33 @@ from agent.supervision.ledger import Outside as LedgerOutside
 from agent.supervision.ports import Ports
 from agent.supervision.preparation import Held, Preparation, PreparationError
 from agent.supervision.registry import Registry
-from agent.supervision.service import (
-    Applied,
-    ArtifactList,
-    ArtifactStatus,
-    Change,
-    Collection,
-    ConfigInForce,
-    ConfigValue,
-    Deleted,
-    Fit,
-    Imported,
-    KnownModel,
-    LogChunk,
-    Planned,
-    Pulling,
-)
 from agent.supervision.services import Services
+from agent.supervision.watchers import Watchers
 
 if TYPE_CHECKING:
     from agent.hardware.simulated import Simulated
+    from agent.planning.ledger import Measurement
+    from agent.supervision.actor import Actor
     from agent.supervision.artifacts import Artifacts
+    from agent.supervision.changes import Changes
+    from agent.supervision.service import (
+        Applied,
+        ArtifactList,
+        ArtifactStatus,
+        Change,
+        Collection,
+        ConfigInForce,
+        Deleted,
+        Fit,
+        Imported,
+        KnownModel,
+        LogChunk,
+        Planned,
+        Pulling,
+    )
+
+# What only deployments and questions need is imported where there is one: half of the daemon's own part of its start.
+# ruff: noqa: PLC0415
 
 log = structlog.get_logger(__name__)
 
@@ -84,7 +86,7 @@ class Node:
         self._loaded = loaded
         self._uid = node_uid
         self._started_at = clock.wall()
-        self._watchers = watch.Watchers()
+        self._watchers = Watchers()
         self.damaged = False  # some record was lost: then a process without one may be ours to keep
         self._background: set[asyncio.Task[None]] = set()
         self.conditions = Conditions(self.announce)
@@ -106,13 +108,18 @@ class Node:
             history=self._history, store_failed=self._store_failed, gone=self._gone, held=self._held,
             devices=self.device_registry, ledger=self.ledger, fail=failpoints.hit,
         )  # fmt: skip
-        self._changes = Changes(self.settings, self.registry, self.services)
+
+    @cached_property
+    def _changes(self) -> Changes:
+        from agent.supervision.changes import Changes
+
+        return Changes(self.settings, self.registry, self.services)
 
     @cached_property
     def artifact_store(self) -> Artifacts:
         """What the node holds of weights. Made when it is first needed, as 20 ms of every start."""
-        from agent.supervision import wants  # noqa: PLC0415
-        from agent.supervision.artifacts import Artifacts, Outside  # noqa: PLC0415
+        from agent.supervision import wants
+        from agent.supervision.artifacts import Artifacts, Outside
 
         pulled = self._preparation.pulls
         outside = Outside(self.announce, lambda: wants.of(self.registry), lambda: pulled.jobs, self.store)
@@ -129,6 +136,8 @@ class Node:
         # A lost measurement hides no engine.
         self.damaged = loaded.recreated or any(not item.what.startswith("ledger ") for item in loaded.quarantined)
         if self.damaged:
+            from agent.supervision import recovery
+
             deployments, instances = await recovery.from_engines(self.services, deployments, instances)
         runs: defaultdict[str, list[InstanceRecord]] = defaultdict(list)
         for instance in instances:
@@ -138,6 +147,10 @@ class Node:
             actor.start()
 
     async def _restore(self, record: DeploymentRecord, runs: list[InstanceRecord]) -> None:
+        from agent.spec import DeploymentSpec
+        from agent.supervision import adoption, recovery
+        from agent.supervision.actor import Actor
+
         try:
             actor = Actor(recovery.mended(record, runs), DeploymentSpec.from_json(record.spec_json), self.services)
             await adoption.restore(actor, runs)
@@ -270,6 +283,8 @@ class Node:
         )  # fmt: skip
 
     def config(self) -> ConfigInForce:
+        from agent.supervision.service import ConfigInForce, ConfigValue
+
         data = self.settings.model_dump(mode="json")
         origins = self._loaded.origins
         values = tuple(ConfigValue(name, json.dumps(_dig(data, name)), origin) for name, origin in origins.items())
@@ -280,6 +295,8 @@ class Node:
         return self.registry.statuses()[deployment]
 
     def instances(self, deployment: str) -> tuple[InstanceStatus, ...]:
+        from agent.supervision import views
+
         actor = self.registry.get(deployment)
         present = views.current(actor)
         older = tuple(views.instance(record) for record in reversed(actor.journal.older))
@@ -296,6 +313,8 @@ class Node:
         return await self.store.events(deployment, before_seq=before_seq, limit=limit)
 
     def watch(self, deployment: str, resume_token: str, events_only: bool) -> AsyncIterator[Change]:
+        from agent.supervision import watch
+
         if deployment:
             self.registry.get(deployment)
         feed = watch.Feed(self.registry.statuses, self.node, self.store, self._watchers, self.services.node_uid)
@@ -304,6 +323,8 @@ class Node:
     def logs(
         self, deployment: str, *, instance: str, previous: bool, tail_lines: int, follow: bool
     ) -> AsyncIterator[LogChunk]:
+        from agent.supervision import reading
+
         query = reading.LogQuery(instance, previous, tail_lines, follow)
         return reading.stream_logs(self.registry, self._watchers, deployment, query)
 
@@ -311,6 +332,8 @@ class Node:
         return self.device_registry.statuses()
 
     def simulate(self, hardware: dict[str, Any]) -> NodeStatus:
+        from agent.supervision import views
+
         machine = _described(hardware)
         inventory = machine.inventory
         return replace(
@@ -320,7 +343,7 @@ class Node:
         )  # fmt: skip
 
     async def doctor(self) -> tuple[Finding, ...]:
-        from agent.hardware.doctor import diagnose  # noqa: PLC0415 - as below
+        from agent.hardware.doctor import diagnose
 
         await self.hardware.survey()
         status = self.node()
@@ -339,8 +362,8 @@ class Node:
 
     async def plan(self, spec: dict[str, Any], hardware: dict[str, Any] | None = None) -> Planned:
         """A dry run: everything that happens before a launch, except that nothing is changed."""
-        from agent.planning.request import Refusal  # noqa: PLC0415 - as below
-        from agent.supervision import outlook  # noqa: PLC0415
+        from agent.planning.request import Refusal
+        from agent.supervision import outlook
 
         parsed = self._changes.admit(spec)
         machine = None if hardware is None else _described(hardware)
@@ -351,7 +374,7 @@ class Node:
         return await outlook.planned(question)
 
     async def fit(self, template: dict[str, Any], hardware: dict[str, Any] | None = None) -> AsyncIterator[Fit]:
-        from agent.supervision import outlook  # noqa: PLC0415 - as below
+        from agent.supervision import outlook
 
         if given := {"name", "model"} & template.keys():
             raise invalid(*(FieldViolation(one, "must be left out: each model gets its own") for one in sorted(given)))
@@ -371,7 +394,7 @@ class Node:
         return await self._preparation.models.resolve(text)
 
     async def pull(self, reference: str) -> AsyncIterator[Pulling]:
-        from agent.supervision import pulling  # noqa: PLC0415 - as below
+        from agent.supervision import pulling
 
         spec = pulling.admitted(reference, self._changes.admit)
         bring = partial(pulling.bring, self._preparation, spec, lambda: self._held(""))
@@ -408,7 +431,7 @@ class Node:
 
 def _described(hardware: dict[str, Any]) -> Simulated:
     """Raises `InvalidArgument`."""
-    from agent.hardware.simulated import parse  # noqa: PLC0415 - seldom asked for, and 10 ms of every start
+    from agent.hardware.simulated import parse
 
     return parse(hardware)
 

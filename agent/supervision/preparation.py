@@ -16,19 +16,19 @@ from typing import TYPE_CHECKING, Protocol
 from agent.artifacts.base import ArtifactError, Fetched, SourcePolicy
 from agent.artifacts.pulls import Pulls
 from agent.engines import ENGINES
-from agent.engines.base import Located
-from agent.hardware.inventory import Inventory
 from agent.models.errors import ProfileError
-from agent.planning.ledger import Measurement
-from agent.planning.plan import Plan
 from agent.settings import NodeConfig
-from agent.spec import DeploymentSpec, SecretRef
 from agent.status import Diagnosis, DiagnosisCode, Progress
 
 if TYPE_CHECKING:
+    from agent.engines.base import Located
+    from agent.hardware.inventory import Inventory
     from agent.hardware.simulated import Simulated
     from agent.models.profiles import Profiles
+    from agent.planning.ledger import Measurement
+    from agent.planning.plan import Plan
     from agent.planning.request import DeviceState, PlanRequest
+    from agent.spec import DeploymentSpec
     from agent.supervision.hub import Meaning
     from agent.supervision.models import Models
 
@@ -223,6 +223,7 @@ class Preparation:
 
     def _token(self) -> str:
         """The hub's token, as it is now; "" where none is named. Raises `PreparationError`."""
+        from agent.spec import SecretRef
         from agent.supervision.secrets import resolve  # it needs this module's error
 
         file, variable = self._config.fetch.token_file, self._config.fetch.token_env

@@ -12,7 +12,7 @@ from agent.supervision import launching
 from agent.supervision.actor import Actor
 from agent.supervision.registry import Registry
 from agent.supervision.service import LogChunk
-from agent.supervision.watch import Watchers
+from agent.supervision.watchers import Watchers
 
 
 def runs(actor: Actor) -> list[InstanceRecord]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from agent.errors import NotFound
 from agent.status import DeploymentStatus
-from agent.supervision.actor import Actor
+
+if TYPE_CHECKING:
+    from agent.supervision.actor import Actor
 
 
 class Registry:

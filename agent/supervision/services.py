@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.engines.base import Engine
 from agent.runtimes.base import Runtime
 from agent.settings import NodeConfig
 from agent.status import Event
 from agent.store.sqlite import Store
 
 if TYPE_CHECKING:
+    from agent.engines.base import Engine
     from agent.supervision.actor import Actor
     from agent.supervision.devices import Devices
     from agent.supervision.ledger import Ledger

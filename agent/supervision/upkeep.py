@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import structlog
 
 from agent.errors import StoreError
 from agent.runtimes import logs
-from agent.supervision import clock, launching
-from agent.supervision import machine as m
+from agent.supervision import clock
 from agent.supervision.node import Node
 from agent.supervision.sweep import Sweep
 
@@ -79,11 +79,11 @@ class Upkeep:
         self._node.check_devices()
         policy = self._node.settings.logs
         for actor in self._node.registry:
-            actor.post(m.Woken())
+            actor.wake()
             if self._turn % USAGE_TURNS == 0:
                 await actor.sample()
             if actor.instance is not None and actor.instance.ended_at is None:
-                path = launching.log_path(actor.instance)
+                path = Path(actor.instance.log_path)
                 if logs.size(path) > policy.max_bytes:
                     await asyncio.to_thread(logs.rotate, path, policy.max_bytes, policy.files)
             self._node.registry.touch(actor.name)

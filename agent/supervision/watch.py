@@ -6,7 +6,6 @@ difference. Events come from the store, statuses from the node's snapshot; nothi
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -16,28 +15,10 @@ from agent.errors import FieldViolation, InvalidArgument
 from agent.status import DeploymentStatus, NodeStatus, Phase
 from agent.store.sqlite import Store
 from agent.supervision.service import Change
+from agent.supervision.watchers import Watchers
 
 #: Events read from the store at once.
 PAGE = 500
-
-
-class Watchers:
-    """Wakes everybody who watches."""
-
-    def __init__(self) -> None:
-        self._waiting: set[asyncio.Event] = set()
-
-    def wake(self) -> None:
-        for event in self._waiting:
-            event.set()
-
-    def join(self) -> asyncio.Event:
-        event = asyncio.Event()
-        self._waiting.add(event)
-        return event
-
-    def leave(self, event: asyncio.Event) -> None:
-        self._waiting.discard(event)
 
 
 def material(status: DeploymentStatus) -> tuple[object, ...]:
