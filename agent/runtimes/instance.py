@@ -21,6 +21,8 @@ from agent.status import ExitStatus
 
 #: From the shim's first instant to the engine's: a few milliseconds, of which a loaded machine makes many.
 START_SECONDS = 1.0
+#: Before each look at environments (seconds): an exec takes a fraction of a millisecond, some of them under load.
+EXEC_PAUSES = (0.0, 0.001, 0.004)
 
 #: The signals of Linux end here; what sh reports above 128 + 64 can only be an exit code.
 _SIGNALS = 64
@@ -99,8 +101,17 @@ class Instance:
         return identity.carries(procfs.environment(pid), self.id)
 
     def carriers(self) -> tuple[int, ...]:
-        """Every process that carries the instance's id, wherever it went."""
-        return tuple(filter(self.carried_by, procfs.pids())) if self.same_boot else ()
+        """Every process that carries the instance's id, wherever it went. A process within an exec shows no environment
+        for a moment: those that show none are looked at again."""
+        found: list[int] = []
+        unclear = list(procfs.pids()) if self.same_boot else []
+        for pause in EXEC_PAUSES:
+            if unclear:
+                time.sleep(pause)
+            shown = {pid: procfs.environment(pid) for pid in unclear}
+            found += [pid for pid, environment in shown.items() if identity.carries(environment, self.id)]
+            unclear = [pid for pid, environment in shown.items() if not environment and procfs.has_program(pid)]
+        return tuple(found)
 
     def tracked(self) -> tuple[int, ...] | None:
         """The members of the instance's cgroup, and its shim, which joins only some time after its start. None if

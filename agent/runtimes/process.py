@@ -18,15 +18,15 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import structlog
 
 from agent.errors import FailedPrecondition
-from agent.runtimes import cgroups, identity, instance, procfs
+from agent.runtimes import cgroups, identity, instance, procfs, sampling
 from agent.runtimes.base import Adopted, Ended, Handle, Identity, LaunchError, LaunchRequest, Usage
 from agent.runtimes.instance import Instance
 from agent.runtimes.threads import in_thread
@@ -77,10 +77,12 @@ class ProcessRuntime:
             message = f"the process runtime needs pidfd_open(2), which fails here: {error.strerror}"
             raise FailedPrecondition(message, hint="use Linux 5.4 or newer and a sandbox that allows it") from error
 
-    async def launch(self, request: LaunchRequest, record: Callable[[], Awaitable[None]]) -> Handle:
-        """See `Runtime.launch`. The shim starts at once and waits before the engine: so its start and the record take
+    async def launch(self, request: LaunchRequest, record: Callable[[], Coroutine[Any, Any, None]]) -> Handle:
+        """See `Runtime.launch`. The shim starts, and waits before the engine, while the record is made: so both take
         their time together. Blocks for a millisecond, most of it in the fork: a thread would add to it."""
         argv = (_executable(request), *request.argv[1:])
+        recorded = asyncio.create_task(record())
+        await asyncio.sleep(0)  # now it is on its way to the disk
         group = cgroups.Group()
         try:
             for folder in (request.directory, request.directory / "tmp", request.log.parent):
@@ -96,11 +98,12 @@ class ProcessRuntime:
             pid, gate = _spawn(request, argv, group.entrances)
         except (OSError, ValueError) as error:
             await asyncio.to_thread(cgroups.remove, group.paths)
+            await recorded
             raise LaunchError(f"cannot start {argv[0]}: {_sentence(error)}") from error
         this = replace(prepared, pid=pid, start=stat.start if (stat := procfs.stat(pid)) is not None else 0)
         try:
             prepared.prepare()
-            await record()
+            await recorded
             await _identified(this)
             with contextlib.suppress(BrokenPipeError):  # the shim has ended, and left a word why
                 gate.write(b"go\n")
@@ -165,30 +168,13 @@ class ProcessRuntime:
         return await in_thread(this.living, deadline=SCAN_DEADLINE_SECONDS)
 
     async def usage(self, handle: Handle) -> Usage | None:
-        """See `Runtime.usage`. About 50 microseconds a process. Files that are mapped, as llama.cpp loads weights,
-        count as read as far as they are resident: so `read_bytes` grows while any engine loads."""
-        samples = {}
-        for pid in self._sampled(Instance.from_data(handle.data)):
-            if (sample := procfs.sample(pid)) is not None:
-                samples[pid] = sample
-        if not samples:
-            return None
-        return Usage(
-            memory_bytes=sum(sample.resident_bytes for sample in samples.values()),
-            read_bytes=sum(sample.read_bytes + sample.mapped_bytes for sample in samples.values()),
-            cpu_seconds=sum(sample.cpu_seconds for sample in samples.values()),
-            pids=tuple(samples),
-        )
+        """See `Runtime.usage`."""
+        return sampling.usage(self._sampled(Instance.from_data(handle.data)))
 
     async def footprint(self, handle: Handle) -> Mapping[str, tuple[int, int]]:
         """See `Runtime.footprint`."""
         pids = self._sampled(Instance.from_data(handle.data))
-        found: dict[str, tuple[int, int]] = {}
-        for mapped in await in_thread(lambda: list(map(procfs.mapped, pids)), deadline=SCAN_DEADLINE_SECONDS):
-            for file, (size, resident) in (mapped or {}).items():
-                sizes = found.get(file, (0, 0))
-                found[file] = (sizes[0] + size, sizes[1] + resident)
-        return found
+        return await in_thread(lambda: sampling.footprint(pids), deadline=SCAN_DEADLINE_SECONDS)
 
     def _sampled(self, this: Instance) -> tuple[int, ...]:
         if (tracked := this.tracked()) is not None:

@@ -99,6 +99,14 @@ def session_members(session: int) -> tuple[int, ...]:
     return tuple(pid for pid in pids() if in_session(pid, session))
 
 
+def has_program(pid: int) -> bool:
+    """Whether it executes a file: kernel threads and zombies do not."""
+    try:
+        return bool(os.readlink(f"/proc/{pid}/exe"))  # noqa: PTH115 - a Path would double the time
+    except OSError:
+        return False
+
+
 def environment(pid: int) -> bytes:
     """The environment as it was at exec, NUL-separated; empty when unreadable (gone, a zombie, of another user)."""
     return read(f"/proc/{pid}/environ") or b""
