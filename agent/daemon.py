@@ -31,6 +31,7 @@ from agent.config import LoadedConfig, load_config
 from agent.errors import AgentError
 from agent.runtimes.cgroups import Cgroups
 from agent.runtimes.process import ProcessRuntime
+from agent.runtimes.routed import Runtimes
 from agent.settings import NodeConfig
 from agent.status import Phase
 from agent.store.sqlite import Store
@@ -81,7 +82,8 @@ async def run(loaded: LoadedConfig) -> None:
     try:
         # One name a node: two agents of one host must not sweep each other's groups.
         cgroups = Cgroups.detect(config.daemon.cgroups, f"llm-node-agent-{stored.node_uid[:8]}")
-        node = Node(loaded, stored.node_uid, store, ProcessRuntime(stored.node_uid, cgroups))
+        runtimes = Runtimes(stored.node_uid, ProcessRuntime(stored.node_uid, cgroups), config.directories.state)
+        node = Node(loaded, stored.node_uid, store, runtimes)
         _tell_enforcement(node, cgroups)
         await node.restore(stored)
         cgroups.sweep_empty(set(node.recorded_instances()))

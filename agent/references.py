@@ -12,6 +12,12 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from agent.quantities import REGISTRY, NonEmptyLine, Port, VariableName
 from agent.strict import TAG, broken, echo, unknown
 
+# Names in container registries
+
+REPOSITORY = REGISTRY + r"(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)+"
+TAG_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+DIGEST = r"sha256:[0-9a-f]{64}"
+
 # Model references
 
 
@@ -52,13 +58,16 @@ class HubReference:
         return self.repo + revision + (f":{self.variant}" if self.variant else "")
 
 
-def _hub_reference(rest: str) -> str:
-    if HubReference.parse(rest) is None:
-        raise broken(
-            "must be owner/name after 'hf:', then @revision or :quantization where they matter, such as "
-            "hf:Qwen/Qwen3-8B-AWQ or hf:unsloth/Qwen3-8B-GGUF:Q4_K_M"
-        )
-    return rest
+def _hub_reference(scheme: str) -> Callable[[str], str]:
+    def check(rest: str) -> str:
+        if HubReference.parse(rest) is None:
+            raise broken(
+                f"must be owner/name after '{scheme}:', then @revision or :quantization where they matter, such as "
+                f"{scheme}:Qwen/Qwen3-8B-AWQ or {scheme}:unsloth/Qwen3-8B-GGUF:Q4_K_M"
+            )
+        return rest
+
+    return check
 
 
 def _url_reference(rest: str) -> str:
@@ -72,14 +81,93 @@ def _url_reference(rest: str) -> str:
     return rest
 
 
+def _object_reference(scheme: str) -> Callable[[str], str]:
+    """`//bucket/path`: a GGUF file, or a directory with a model in it."""
+
+    def check(rest: str) -> str:
+        place, hash_, digest = rest.partition("#")
+        bucket, _, key = place.removeprefix("//").rstrip("/").partition("/")
+        names = key.split("/") if key else []
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,221}", bucket) is None or {"", ".", ".."} & set(names):
+            raise broken(f"must be a bucket and a path of names in it, such as {scheme}://bucket/directory/model.gguf")
+        if "\\" in key or len(key.encode()) > 1024:
+            raise broken("must have a path of at most 1024 bytes, without a backslash")
+        if hash_ and (re.fullmatch(r"sha256=[0-9a-f]{64}", digest) is None or not key.endswith(".gguf")):
+            raise broken(
+                "may end with #sha256= and 64 hexadecimal digits in lower case, behind the name of a GGUF file"
+            )
+        return f"//{bucket}/{key}".rstrip("/") + hash_ + digest
+
+    return check
+
+
+@dataclass(frozen=True, slots=True)
+class OciReference:
+    """`registry/repository[:tag][@sha256:HEX]`: a model as an artifact in a container registry."""
+
+    repository: str  # with its registry
+    tag: str
+    digest: str = ""  # "sha256:..." where it is pinned; it decides, and the tag is for people
+
+    @classmethod
+    def parse(cls, text: str) -> OciReference | None:
+        """Without the scheme. None for what cannot be one; a registry is told from a path by a dot or a port."""
+        found = re.fullmatch(f"({REPOSITORY})(?::({TAG_NAME}))?(?:@({DIGEST}))?", text.removeprefix("//"), re.ASCII)
+        if found is None or not re.match(r"[^/]*[.:]|localhost/", found[1]):
+            return None
+        return cls(found[1], found[2] or "latest", found[3] or "")
+
+    @property
+    def owner(self) -> str:
+        """The first part of its path."""
+        return self.repository.split("/")[1]
+
+
+def _oci_reference(rest: str) -> str:
+    if OciReference.parse(rest) is None:
+        raise broken("must be a registry and a repository, then a tag, such as oci:docker.io/ai/smollm2:360M-Q4_K_M")
+    return rest.removeprefix("//")
+
+
+def _ollama_reference(rest: str) -> str:
+    rest = rest.removeprefix("//")
+    if re.fullmatch(rf"(?:[\w-]{{1,80}}/)?[A-Za-z0-9][\w.-]{{0,80}}(?::{TAG_NAME})?", rest, re.ASCII) is None:
+        raise broken(
+            "must be a model of Ollama's registry and its tag, such as ollama:llama3.2:1b or ollama:owner/name"
+        )
+    return rest
+
+
+#: All deployments that are ready.
+ALL = "*"
+
+
+def _gateway_reference(rest: str) -> str:
+    names = rest.split(",")
+    if rest != ALL and (
+        not all(re.fullmatch(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?", name) for name in names)
+        or len(set(names)) < len(names)
+    ):
+        raise broken(
+            "must be the deployments to forward to, in order of preference, such as gateway:large,small; or gateway:*"
+        )
+    return rest
+
+
 #: The schemes of model references, and how the rest of each is checked and written. Whether a node allows a scheme is
 #: the policy's business.
 MODEL_SCHEMES: Mapping[str, Callable[[str], str]] = {
     "file": _file_reference,
     "package": _package_reference,
-    "hf": _hub_reference,
+    "hf": _hub_reference("hf"),
     "https": _url_reference,
     "http": _url_reference,
+    "s3": _object_reference("s3"),
+    "gs": _object_reference("gs"),
+    "oci": _oci_reference,
+    "ollama": _ollama_reference,
+    "ms": _hub_reference("ms"),
+    "gateway": _gateway_reference,
 }
 
 
@@ -90,7 +178,10 @@ def _model_reference(value: str) -> str:
         value = f"hf:{value}"
     scheme, colon, rest = value.partition(":")
     if not colon or not scheme.isidentifier() or not value.isprintable():
-        raise broken("must be file:/absolute/path.gguf, package:import_name/path.gguf or hf:owner/name")
+        raise broken(
+            "must be file:/absolute/path.gguf, package:import_name/path.gguf, hf:owner/name, or another reference with "
+            "its scheme"
+        )
     if scheme not in MODEL_SCHEMES:
         raise broken(unknown("scheme", scheme, tuple(MODEL_SCHEMES)))
     return f"{scheme}:{MODEL_SCHEMES[scheme](rest)}"
@@ -101,10 +192,6 @@ ModelReference = Annotated[
 ]
 
 # Images
-
-REPOSITORY = REGISTRY + r"(?:/[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*)+"
-TAG_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
-DIGEST = r"sha256:[0-9a-f]{64}"
 
 
 @dataclass(frozen=True, slots=True)

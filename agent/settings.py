@@ -34,6 +34,7 @@ from agent.quantities import (
     VariableName,
     Word,
 )
+from agent.references import ModelReference
 from agent.strict import Strict, broken, plain
 
 Scope = Literal["user", "system"]
@@ -174,19 +175,30 @@ class Policy(Strict):
     engines: Annotated[
         tuple[EngineName, ...] | None, Field(strict=False, description="The engines that are allowed. Default: all.")
     ] = None
+    runtimes: Annotated[
+        tuple[Literal["process", "docker"], ...] | None,
+        Field(
+            strict=False,
+            description="How engines may be run: process (natively), docker (in containers, also podman's). Default: "
+            "both.",
+        ),
+    ] = None
     model_sources: Annotated[
-        tuple[Literal["file", "package", "hf", "https", "http"], ...],
+        tuple[Literal["file", "package", "hf", "https", "http", "s3", "gs", "oci", "ollama", "ms", "gateway"], ...],
         Field(
             strict=False,
             description="Schemes of model references that are allowed. file and package read local files, hf fetches "
-            "from the hub that fetch.endpoint names. https and http, files by URL, are left out: they reach any host.",
+            "from the hub that fetch.endpoint names, gateway forwards to other deployments. Left out are https, http "
+            "and oci, which reach any host, s3 and gs, which read with the agent's own credentials, and ollama and ms: "
+            "one hub is enough for most.",
         ),
-    ] = ("file", "package", "hf")
+    ] = ("file", "package", "hf", "gateway")
     model_organisations: Annotated[
         tuple[Word, ...] | None,
         Field(
             strict=False,
-            description="Owners of repositories on the hub that are allowed, such as [Qwen, unsloth]. Default: all.",
+            description="Owners of models that are allowed, such as [Qwen, unsloth]: of hf, ms, oci (the path's first "
+            "part) and ollama (library, where none is named). Default: all.",
         ),
     ] = None
     model_variants: Annotated[
@@ -205,6 +217,15 @@ class Policy(Strict):
             "such a file runs the code in it."
         ),
     ] = False
+    trust_remote_code: Annotated[
+        tuple[ModelReference, ...],
+        Field(
+            strict=False,
+            description="Models whose own Python files may run, such as [org/name, file:/models/name]; with @revision "
+            "only those of that commit. A spec asks for it with --trust-remote-code in extra_args. None: such files do "
+            "what they like on this host.",
+        ),
+    ] = ()
     model_directories: Annotated[
         tuple[AbsolutePath, ...] | None,
         Field(strict=False, description="Where files of `file:` references may lie. Default: anywhere."),
@@ -274,7 +295,7 @@ class CatalogConfig(Strict):
 
 
 class FetchConfig(Strict):
-    """How weights are fetched from a hub or by URL."""
+    """How weights are fetched, and from where."""
 
     endpoint: Annotated[
         Endpoint | None,
@@ -292,6 +313,38 @@ class FetchConfig(Strict):
     offline: Annotated[
         bool | None,
         Field(description="Fetch nothing, use what is in the cache. Default: whether HF_HUB_OFFLINE is set."),
+    ] = None
+    s3_endpoint: Annotated[
+        Endpoint | None,
+        Field(description="Address of a server that speaks S3, such as MinIO. Default: AWS_ENDPOINT_URL_S3, then "
+              "Amazon's."),
+    ] = None  # fmt: skip
+    s3_region: Annotated[
+        Word | None, Field(description="Region of the buckets. Default: AWS_DEFAULT_REGION, then us-east-1.")
+    ] = None
+    s3_credentials_file: Annotated[
+        AbsolutePath | None,
+        Field(description="File in the form of ~/.aws/credentials, readable by the agent; read at each pull. Default: "
+              "what botocore finds in the agent's environment; without any, only public buckets."),
+    ] = None  # fmt: skip
+    gs_endpoint: Annotated[
+        Endpoint | None, Field(description="Address of Cloud Storage. Default: https://storage.googleapis.com.")
+    ] = None
+    gs_credentials_file: Annotated[
+        AbsolutePath | None,
+        Field(description="File with a Google service account's key, or other credentials; read at each pull. Default: "
+              "what google-auth finds in the agent's environment; without any, only public buckets."),
+    ] = None  # fmt: skip
+    ollama_endpoint: Annotated[
+        Endpoint | None,
+        Field(description="Address of Ollama's registry, or of a mirror. Default: https://registry.ollama.ai."),
+    ] = None
+    ms_endpoint: Annotated[
+        Endpoint | None, Field(description="Address of ModelScope. Default: https://modelscope.cn.")
+    ] = None
+    ms_token_file: Annotated[
+        AbsolutePath | None,
+        Field(description="File with ModelScope's token, readable by the agent; read at each pull. Default: none."),
     ] = None
     connections: Annotated[
         int,
@@ -383,6 +436,18 @@ class ImagesConfig(Strict):
             description="Free space that pulls leave on the container engine's disk. 2GiB: containers write there too."
         ),
     ] = 2 * GIB
+
+
+class ContainersConfig(Strict):
+    """The container engine that runs engines' images: dockerd, or podman's service of the same API."""
+
+    socket: Annotated[
+        AbsolutePath | None,
+        Field(
+            description="Its Unix socket. Default: the one that DOCKER_HOST names, then /var/run/docker.sock, then "
+            "podman's, the system's before the user's own; the first that is there."
+        ),
+    ] = None
 
 
 class ArtifactsConfig(Strict):
@@ -497,12 +562,15 @@ class NodeConfig(Strict):
         Field(description="Engines by name, such as llama.cpp. Default: found as they are."),
     ] = Field(default_factory=dict)
     catalog: Annotated[CatalogConfig, Field(description="What the agent knows of models without asking anybody.")]
-    fetch: Annotated[FetchConfig, Field(description="How weights are fetched from a hub or by URL.")] = Field(
+    fetch: Annotated[FetchConfig, Field(description="How weights are fetched, and from where.")] = Field(
         default_factory=FetchConfig
     )
     images: Annotated[
         ImagesConfig, Field(description="How engine images are pulled, by the container engine of this host.")
     ] = Field(default_factory=ImagesConfig)
+    containers: Annotated[ContainersConfig, Field(description="The container engine that runs engines' images.")] = (
+        Field(default_factory=ContainersConfig)
+    )
     artifacts: Annotated[
         ArtifactsConfig,
         Field(description="How long what was fetched stays. What is in use, desired or pinned always does."),

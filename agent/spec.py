@@ -283,6 +283,9 @@ class RestartPolicy(Strict):
 # The whole
 
 
+Runtime = Literal["auto", "process", "docker"]
+
+
 class Task(StrEnum):
     CHAT = "chat"
     COMPLETION = "completion"
@@ -300,7 +303,9 @@ class DeploymentSpec(Strict):
         ModelReference,
         Field(
             description="file:/absolute/path.gguf; package:import_name/path.gguf inside of a Python package; or "
-            "hf:owner/name[@revision][:quantization] of the Hugging Face hub, where hf: may be left out."
+            "hf:owner/name[@revision][:quantization] of the Hugging Face hub, where hf: may be left out. Also, "
+            "where the node allows them, https://, s3://, gs://, oci:, ollama: and ms: (docs/reference/artifacts.md). "
+            "gateway:name,other forwards to these deployments, the first that answers; gateway:* to all."
         ),
     ]
     served_name: Annotated[Line, Field(description="What clients send as `model`. Default: the deployment's name.")] = (
@@ -311,6 +316,13 @@ class DeploymentSpec(Strict):
     ] = Task.CHAT
     engine: Annotated[
         Word, Field(description="Name of an engine. auto: the agent chooses one that can serve the model here.")
+    ] = "auto"
+    runtime: Annotated[
+        Runtime,
+        Field(
+            description="How the engine is run: process (natively) or docker (in a container). auto: natively where an "
+            "executable is here that uses the node's devices, else by the engine's image."
+        ),
     ] = "auto"
     quantization: Annotated[
         Word,

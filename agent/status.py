@@ -7,6 +7,7 @@ machines read them; everything that *decides* on time uses the monotonic clock i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -67,6 +68,7 @@ class DiagnosisCode(StrEnum):
     RUNTIME_UNAVAILABLE = "runtime_unavailable"  # the container engine does not run, does not answer, or refuses us
     DISK_FULL = "disk_full"  # the engine could not write its own files
     STORE_FAILED = "store_failed"  # state could not be made durable, so nothing was started
+    AGENT_FAILED = "agent_failed"  # a fault of the agent itself, in its log
     # a retry cannot help
     BAD_FLAG = "bad_flag"  # the engine refused an argument
     BINARY_MISSING = "binary_missing"  # no executable for the engine on this node
@@ -186,6 +188,15 @@ class DeviceUse:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """What the engine last said of its work, by the names of `agent.engines.base.Metric`; what it does not offer is
+    missing."""
+
+    at: float
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceStatus:
     """One run of an engine for a deployment."""
 
@@ -208,6 +219,10 @@ class InstanceStatus:
     memory_bytes: int | None = None  # resident memory of all its processes, last sample
     enforcement: tuple[str, ...] = ()  # which limits the kernel enforces, and which it does not and why
     device_uses: tuple[DeviceUse, ...] = ()
+    container: str = ""  # its id, where it runs in one
+    image: str = ""  # repository and tag
+    image_digest: str = ""  # as its registry had it
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,6 +157,11 @@ def instance(value: status.InstanceStatus) -> pb.Instance:
         memory_bytes=value.memory_bytes,
         enforcement=value.enforcement,
         device_uses=[_device_use(item) for item in value.device_uses],
+        container=value.container,
+        image=value.image,
+        image_digest=value.image_digest,
+        metrics=value.measured.values if value.measured else None,
+        metrics_time=timestamp(value.measured.at) if value.measured else None,
     )
 
 
@@ -317,4 +322,6 @@ def progress(value: status.Progress) -> pb.Progress:
 
 
 def _granted(value: status.Granted) -> pb.Granted:
-    return pb.Granted(max_model_len=value.max_model_len, max_num_seqs=value.max_num_seqs, model=value.model)
+    return pb.Granted(
+        max_model_len=value.max_model_len, max_num_seqs=value.max_num_seqs, model=value.model, kv_tokens=value.kv_tokens
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agent.artifacts.errors import ArtifactError
 from agent.artifacts.pulls import Pulls
-from agent.settings import FetchConfig
+from agent.settings import FetchConfig, ImagesConfig
 
 __all__ = ["ArtifactError", "Fetched", "SourcePolicy"]
 
@@ -23,6 +23,7 @@ class SourcePolicy:
     organisations: frozenset[str] | None = None  # owners of repositories, in lower case; None: all
     pickle: bool = False  # whether weights that can run code may be fetched
     fetching: FetchConfig = field(default_factory=FetchConfig)
+    images: ImagesConfig = field(default_factory=ImagesConfig)  # whose registries hold models as well
     token: Callable[[], str] = str  # the hub's token, read anew for each pull; "": none
     pulls: Pulls = field(default_factory=Pulls)  # those under way
 

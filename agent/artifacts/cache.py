@@ -4,7 +4,7 @@
     hub/models--OWNER--NAME/snapshots/COMMIT/FILE   links to blobs: what an engine opens
     hub/models--OWNER--NAME/refs/REVISION           the commit that a branch or tag was, when it was fetched
     hub/.locks/models--OWNER--NAME/DIGEST.lock      held (flock) while a blob is being fetched
-    urls/...                                        the same for files that are named by their URL
+    urls/..., s3/..., oci/...                       the same for other sources, a folder for each
     fetched/...                                     what is whole: written last, and the only thing that is believed
 
 A file that changed after it was verified has another size, time or inode than its record: it is verified anew.
@@ -36,7 +36,7 @@ class KeptFile:
 
     name: str  # in the repository
     blob: str  # name of its content
-    digest: str  # "sha256:...", or "git:..." for small files of a hub
+    digest: str  # "sha256:..."; "git:..." for small files of a hub, "md5:..." where a source knows nothing better
     size: int
     modified: int  # ns
     inode: int
@@ -75,7 +75,7 @@ class Folder:
 
     def commit(self, revision: str) -> str:
         """The commit that a revision was; "" where that is not known."""
-        if _COMMIT.fullmatch(revision):
+        if _COMMIT.fullmatch(revision) and self.path.parent.name == "hub":  # elsewhere a tag may look like one
             return revision
         try:
             text = (self.path / "refs" / revision).read_text(encoding="utf-8")[:65].strip()
@@ -112,8 +112,17 @@ def repository(root: Path, repo: str) -> Folder:
 
 
 def of_url(root: Path, url: str) -> Folder:
-    host = re.sub(r"[^A-Za-z0-9.-]", "-", url.partition("://")[2].partition("/")[0])[:100]
-    return Folder(root, "urls", f"{host}--{hashlib.sha256(url.encode()).hexdigest()[:24]}")
+    return Folder(root, "urls", _name(url.partition("://")[2].partition("/")[0], url))
+
+
+def of_kind(root: Path, kind: str, repo: str) -> Folder:
+    """Of a source that has a folder for each of its models."""
+    return Folder(root, kind, _name(repo, repo))
+
+
+def _name(readable: str, exact: str) -> str:
+    """Of a folder: part for people, part so that it is one of its own."""
+    return f"{re.sub(r'[^A-Za-z0-9.-]', '-', readable)[:100]}--{hashlib.sha256(exact.encode()).hexdigest()[:24]}"
 
 
 def identify(path: Path, name: str, digest: str) -> KeptFile:

@@ -6,35 +6,43 @@ Several threads use it. What they share is guarded by `changed`, which nobody ho
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from agent.artifacts import locks
+from agent.artifacts import intake, locks
 from agent.artifacts.cache import Folder
 from agent.artifacts.errors import corrupt
+from agent.artifacts.intake import Intake
 from agent.artifacts.partial import Partial
 
-#: Bytes that are read before they are written and counted, and that are hashed at once: what a core's own cache holds.
-#: With four times as many, copies take three times as long.
-BUFFER = 256 * 1024
 #: Bytes that lie on the disk before the hashing thread is woken for them.
 _BATCH = 2 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One file: where it is, and what it must be. `digest` is sha256:..., git:... (of a blob of git), or ""."""
+    """One file: where it is, and what it must be. `digest` is sha256:..., md5:..., git:... (a blob's of git), or ""."""
 
     name: str
     url: str
     size: int
     digest: str
     blob: str  # the name of its content in the cache; of what is not announced: "", and its digest names it
+    etag: str = ""  # of the version that was listed, where no other one may come
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a source has at one commit: the files that may lie in a cache, by name."""
+
+    commit: str  # "": the source has none, and the contents of what was chosen name one
+    files: Mapping[str, Wanted]
+    #: What only a question for each file tells, asked for those that were chosen. Raises as listing does.
+    detailed: Callable[[Sequence[Wanted]], Sequence[Wanted]] = list
 
 
 class StartOver(Exception):
@@ -101,6 +109,8 @@ class ComingFile:
     def open(self) -> None:
         """Take up what came of it so far. Raises `OSError`."""
         taken = Partial(self._incomplete, self.wanted.size, has_digest=bool(self.wanted.digest))
+        if self.wanted.etag and taken.etag not in {"", self.wanted.etag}:
+            taken.reset()
         with self.changed:
             self._partial, self._fresh = taken, not taken.received
 
@@ -151,11 +161,11 @@ class ComingFile:
                 taken.learn(etag)
             self._target = target or self._target
 
-    def write(self, task: Task, data: memoryview) -> None:
+    def write(self, task: Task, came: Intake) -> None:
         """The next bytes of a part. Raises `StartOver` for what nobody wants any more, and `OSError`."""
         with self.changed:
             taken = self._opened(task)
-            taken.write(task.part, data)
+            taken.write(task.part, came)
             if taken.whole() >= self._wake_at:
                 self.changed.notify_all()
 
@@ -202,9 +212,10 @@ class ComingFile:
 
     def digest(self, descriptor: int, grown: Callable[[int], int], moved: Callable[[], None]) -> str:
         """Of the file as far as it grows; "" when it was begun anew, or all is over."""
-        git, size = self.wanted.digest.startswith("git:"), self.wanted.size
-        digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False) if git else hashlib.sha256()
-        at, buffer = 0, page_aligned(min(BUFFER, size) or 1)
+        size, form = self.wanted.size, self.wanted.digest.partition(":")[0] or "sha256"
+        digest = hashlib.new("sha1" if form == "git" else form, usedforsecurity=False)
+        digest.update(b"blob %d\0" % size if form == "git" else b"")
+        at, buffer = 0, intake.page_aligned(min(intake.BUFFER, size) or 1)
         while at < size:
             whole = grown(at)
             if whole < 0:
@@ -216,7 +227,7 @@ class ComingFile:
                 digest.update(buffer[:count])
                 at += count
                 moved()
-        return ("git:" if git else "sha256:") + digest.hexdigest()
+        return f"{form}:{digest.hexdigest()}"
 
     def all_of_it(self, _: int) -> int:
         """For `digest`: it does not grow any more."""
@@ -233,9 +244,3 @@ class ComingFile:
                     return whole
                 self.changed.wait(1.0)
         return -1
-
-
-def page_aligned(size: int) -> memoryview:
-    """Where memory begins some bytes behind a page, as other one does, some processors take three times as long to copy
-    into it (AMD's Zen 3, `rep movsb`)."""
-    return memoryview(mmap.mmap(-1, size))

@@ -7,13 +7,17 @@ each piece (docs/decisions/0010-fetching.md has the numbers).
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import http.client
+import os
+import select
 import ssl
+import sys
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 REDIRECTS = 5
@@ -42,6 +46,8 @@ class Answer:
     linked: Mapping[str, str]  # headers of the first redirect, {} without one
     _response: http.client.HTTPResponse
     _connections: Connections
+    _drained: bool = False  # nothing of the body lies in the response's buffer
+    shown: str = ""  # the Authorization that its request carried
 
     @property
     def length(self) -> int | None:
@@ -68,29 +74,100 @@ class Answer:
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise ConnectionFailed(_said(error)) from None
 
+    def body(self, most: int) -> bytes:
+        """All of a short one. Raises `ConnectionFailed`, and `NotFollowed` for a longer one."""
+        data, room = bytearray(), memoryview(bytearray(_MOST_TALK))
+        while len(data) <= most and (count := self.readinto(room)):
+            data += room[:count]
+        self.close()
+        if len(data) > most:
+            raise NotFollowed(f"{urlsplit(self.url).hostname} answers with more than {most} bytes")
+        return bytes(data)
+
+    @property
+    def spliceable(self) -> bool:
+        """Whether the kernel has the body as it is: not encrypted, not in chunks."""
+        return sys.platform == "linux" and self.url.startswith("http:") and not self._response.chunked
+
+    def splice(self, pipe: int, most: int) -> int | None:
+        """As `readinto`, into a pipe that does not block, without a copy; None where that is full. Raises `OSError` of
+        a kernel that cannot, too."""
+        response = self._response
+        most = most if response.length is None else min(most, response.length)
+        if not most or response.isclosed():
+            return 0
+        try:
+            count = self._spliced(pipe, most) if self._drained else self._early(pipe, most)
+        except BlockingIOError:
+            return None
+        except (TimeoutError, ConnectionError, ValueError, http.client.HTTPException) as error:
+            raise ConnectionFailed(_said(error)) from None
+        if response.length is not None:
+            response.length -= count
+            if response.length == 0:
+                response.close()
+        return count
+
+    def _early(self, pipe: int, most: int) -> int:
+        """What came with the head lies in the response's buffer; its first byte is asked for, so that there is one."""
+        early = self._response.fp.peek(1)
+        count = os.write(pipe, early[:most]) if early else 0
+        self._response.fp.read(count)
+        self._drained = count == len(early)
+        return count
+
+    def _spliced(self, pipe: int, most: int) -> int:
+        """Raises `BlockingIOError` when something came, and the pipe does not take it."""
+        source = self._response.fp.fileno()
+        with contextlib.suppress(BlockingIOError):
+            return os.splice(source, pipe, most, flags=os.SPLICE_F_NONBLOCK)
+        ready = select.poll()
+        ready.register(source, select.POLLIN)
+        if not ready.poll(1000 * self._connections.timeout):
+            raise TimeoutError
+        return os.splice(source, pipe, most, flags=os.SPLICE_F_NONBLOCK)
+
     def close(self) -> None:
         """A connection whose body was read to its end is kept."""
         if not self._response.isclosed() or self._response.will_close:
             self._connections.drop(self.url)
 
 
-class Connections:
-    """One thread's connections. `token` is sent to `home` only: a token for the hub is not for its CDN."""
+class Access(Protocol):
+    """What requests to one source need. Used by several threads; `agent.artifacts.access` has the plain ones."""
 
-    def __init__(self, home: str, token: str, timeout: float) -> None:
-        self._home, self._token, self._timeout = origin_of(urlsplit(home)), token, timeout
+    def address(self, url: str) -> str:
+        """Where a file is by now, of what stands for it."""
+
+    def headers(self, origin: Origin) -> Mapping[str, str]:
+        """What a request carries there; {} for strangers: a token for a hub is not for its CDN."""
+
+    def renew(self, answer: Answer) -> bool:
+        """After a 401: whether other headers may help."""
+
+
+class Connections:
+    """One thread's connections."""
+
+    def __init__(self, access: Access, timeout: float) -> None:
+        self._access, self.timeout = access, timeout
         self._kept: dict[Origin, http.client.HTTPConnection] = {}
 
     def get(self, url: str, headers: Mapping[str, str]) -> Answer:
         """Follows redirects. Raises `ConnectionFailed` and `NotFollowed`."""
-        linked: Mapping[str, str] = {}
+        url, linked = self._access.address(url), dict[str, str]()
         for _ in range(REDIRECTS + 1):
             parts = parsed(url)
             if parts is None:
                 raise NotFollowed(f"it leads to {url[:80]!r}, which is no address that is followed")
-            response = self._exchange(parts, headers)
+            carried = self._access.headers(origin_of(parts))
+            response = self._exchange(parts, {**headers, **carried})
             named = {name.lower(): value for name, value in response.getheaders()}
-            answer = Answer(response.status, named, url, linked, response, self)
+            shown = carried.get("Authorization", "")
+            answer = Answer(response.status, named, url, linked, response, self, shown=shown)
+            if answer.status == 401 and self._access.renew(answer):
+                self._finish(answer)
+                continue
             if answer.status not in _REDIRECTING or "location" not in named:
                 return answer
             self._finish(answer)
@@ -117,11 +194,9 @@ class Connections:
         if (proxy := _proxy(origin)) and parts.scheme == "http":
             target = f"http://{parts.netloc}{target}"
             sent |= proxy.headers
-        if self._token and origin == self._home:
-            sent["Authorization"] = f"Bearer {self._token}"
         reused = origin in self._kept
         if not reused:
-            self._kept[origin] = _open(origin, proxy, self._timeout)
+            self._kept[origin] = _open(origin, proxy, self.timeout)
         connection = self._kept[origin]
         try:
             connection.request("GET", target, headers=sent)

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import importlib
 import json
 import os
 import re
@@ -24,29 +26,36 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from agent.artifacts import cache
+from agent.artifacts.access import HubAccess, Plain, SourceAccess
 from agent.artifacts.cache import Folder, Kept, KeptFile
-from agent.artifacts.coming import Wanted
+from agent.artifacts.coming import Listing, Wanted
 from agent.artifacts.connections import ConnectionFailed, Connections, NotFollowed
 from agent.artifacts.errors import ArtifactError, missing, refused, unavailable
 from agent.artifacts.job import Job
-from agent.artifacts.refusals import Again, Asked, refusal
+from agent.artifacts.refusals import Again, Changed
 from agent.artifacts.space import Reservation, full
 from agent.artifacts.transfer import Options, Throttle, Transfer
 from agent.models.errors import ProfileError
 from agent.status import Diagnosis, DiagnosisCode
-
-if TYPE_CHECKING:
-    from agent.artifacts.listing import Listing
 
 _T = TypeVar("_T")
 
 #: Seconds between two lines of progress.
 _PERIOD = 0.5
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+#: Engines and the daemon go first where the cores are short: who pulls waits anyway.
+_NICE = 5
+#: A model that changes at its source while it comes is listed so often.
+_LISTINGS = 3
+#: Who lists the files of each kind of source, and says how these are asked for: `connect(job)`.
+_LISTERS = {
+    "s3": "agent.artifacts.listing_s3", "gs": "agent.artifacts.listing_gs", "oci": "agent.artifacts.listing_oci",
+    "ollama": "agent.artifacts.listing_oci", "ms": "agent.artifacts.listing_ms",
+}  # fmt: skip
 _DISK_REFUSES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -59,6 +68,13 @@ class Fetcher:
         self._say, self._said_at = say, 0.0
         self._root = Path(job.cache)
         self._reserved = Reservation(self._root, job.reserve_bytes)
+        self.access: SourceAccess = HubAccess(job.endpoint, job.token) if job.kind == "hf" else Plain()
+        self._lister: Callable[[], Listing] | None = None
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What nobody may be told."""
+        return (*filter(None, [self.job.token]), *self.access.secrets)
 
     @property
     def lacking(self) -> int:
@@ -69,7 +85,8 @@ class Fetcher:
         """Raises `ArtifactError`, `ProfileError` and `OSError`."""
         self._root.mkdir(parents=True, exist_ok=True)
         try:
-            kept = self._from_url() if self.job.url else self._from_hub()
+            ways = {"hf": self._from_hub, "url": self._from_url}
+            kept = ways.get(self.job.kind, self._from_elsewhere)()
         finally:
             self._reserved.release()
         return kept
@@ -78,7 +95,7 @@ class Fetcher:
 
     def _from_hub(self) -> Kept:
         job = self.job
-        folder = cache.repository(self._root, job.repo)
+        folder = job.folder
         if job.offline:
             return self._in_place(folder, f"{job.source} is not on this node, and it may not be fetched: offline")
         from agent.artifacts.listing import ask  # noqa: PLC0415 - half a second that offline nodes do not need
@@ -93,28 +110,46 @@ class Fetcher:
             raise
         return self._fetch(folder, listing)
 
+    def _from_elsewhere(self) -> Kept:
+        """Another source: its lister knows how it is asked."""
+        job, changed = self.job, ""
+        for _ in range(_LISTINGS):
+            try:
+                return self._fetch(job.folder, self.listed())
+            except Changed as error:
+                changed = str(error)
+        raise unavailable(f"{job.source}: {changed}, again and again")
+
+    def listed(self) -> Listing:
+        """What is there now, of a source that is neither a hub nor a URL. Raises `ArtifactError` and `Changed`."""
+        if self.job.offline:
+            message = f"{self.job.source} is not on this node, and it may not be fetched: offline"
+            raise missing(message, "see fetch.offline")
+        if self._lister is None:
+            self.access, self._lister = importlib.import_module(_LISTERS[self.job.kind]).connect(self.job)
+        lister: Callable[[], Listing] = self._lister
+        return self._patiently(lister)
+
     def _fetch(self, folder: Folder, listing: Listing) -> Kept:
         from agent.artifacts import selection  # noqa: PLC0415 - a quarter of a second that URLs do not need
 
         job, files = self.job, listing.files
         choice = selection.choose(tuple(files), job.variant, job.source, pickle=job.pickle)
         transfer = self._transfer(folder)
-        found = self._transferred(transfer, [files[name] for name in (*choice.companions, *choice.weights)])
+        found = self._transferred(transfer, listing, (*choice.companions, *choice.weights))
         if selection.INDEX in choice.companions:
             index = folder.blobs / found[selection.INDEX].blob
-            weights = selection.shards(tuple(files), index, job.source)
-            found = self._transferred(transfer, [files[name] for name in weights])
-        return self._keep(folder, listing.commit, found.values(), choice.opened, job.revision)
+            found = self._transferred(transfer, listing, selection.shards(tuple(files), index, job.source))
+        commit = listing.commit or _commit(found.values())
+        return self._keep(folder, commit, found.values(), choice.opened, job.revision)
 
     def _transfer(self, folder: Folder) -> Transfer:
         job = self.job
-        options = Options(
-            job.endpoint or job.url, job.token, job.connections, job.stall_seconds, job.source,
-            hub=not job.url,
-        )  # fmt: skip
+        options = Options(self.access, job.connections, job.stall_seconds, job.source)
         return Transfer(folder, options, self.throttle, self._progress)
 
-    def _transferred(self, transfer: Transfer, files: Sequence[Wanted]) -> dict[str, KeptFile]:
+    def _transferred(self, transfer: Transfer, listing: Listing, names: Sequence[str]) -> dict[str, KeptFile]:
+        files = self._patiently(lambda: listing.detailed([listing.files[name] for name in names]))
         needed = transfer.needed(files)
         self._reserved.take(needed, self.job.source)
         try:
@@ -138,14 +173,17 @@ class Fetcher:
             str(path.relative_to(snapshot)) for path in snapshot.glob("**/*") if commit and path.is_file()
         )[: cache.MOST_FILES]  # fmt: skip
         if not names:
-            hint = "fetch.offline and HF_HUB_OFFLINE decide; fetch it elsewhere and copy the cache, or name file:/..."
+            hint = (
+                "copy it from the cache of a machine that has it, or name its files as file:/...; fetch.offline and "
+                "HF_HUB_OFFLINE decide whether the hub is asked"
+            )
             raise missing(problem or "nothing is there", hint)
         choice = selection.choose(names, job.variant, job.source, pickle=job.pickle)
         chosen = [*choice.companions, *choice.weights]
         if selection.INDEX in choice.companions:
             chosen += selection.shards(names, snapshot / selection.INDEX, job.source)
-        files = [_placed(snapshot, name) for name in chosen]
-        found = self._transferred(self._transfer(folder), files)
+        files = {name: _placed(snapshot, name) for name in chosen}
+        found = self._transferred(self._transfer(folder), Listing(commit, files), chosen)
         return self._keep(folder, commit, found.values(), choice.opened, "")
 
     def _keep(self, folder: Folder, commit: str, files: Iterable[KeptFile], opened: str, revision: str) -> Kept:
@@ -157,9 +195,8 @@ class Fetcher:
             cache.sync(directory)
         if revision and revision != commit:
             cache.replace(folder.path / "refs" / revision, commit.encode())
-        kept = Kept(
-            job.source, job.repo or job.url, commit, job.variant, snapshot / opened, cache.digest_of(found), found
-        )
+        called = job.repo if job.kind == "hf" else job.source.partition("#")[0]
+        kept = Kept(job.source, called, commit, job.variant, snapshot / opened, cache.digest_of(found), found)
         cache.write(folder, kept)
         if folder.kept(commit, job.variant) is None:
             raise unavailable(f"{job.source} was removed from {job.cache} while it was fetched")
@@ -171,15 +208,15 @@ class Fetcher:
         job = self.job
         if job.offline:
             raise missing(f"{job.source} is not on this node, and it may not be fetched: offline", "see fetch.offline")
-        folder = cache.of_url(self._root, job.url)
+        folder = job.folder
         wanted = self._patiently(self._ask)
-        found = self._transferred(self._transfer(folder), [wanted])[wanted.name]
-        return self._keep(folder, found.digest.removeprefix("sha256:"), (found,), wanted.name, "main")
+        found = self._transferred(self._transfer(folder), Listing("", {wanted.name: wanted}), [wanted.name])
+        return self._keep(folder, _commit(found.values()), found.values(), wanted.name, "main")
 
     def _ask(self) -> Wanted:
         """How long the file is."""
         job, parts = self.job, urlsplit(self.job.url)
-        connections = Connections("", "", min(20.0, job.stall_seconds))
+        connections = Connections(self.access, min(20.0, job.stall_seconds))
         try:
             answer = connections.get(job.url, {"Range": "bytes=0-0"})
         except NotFollowed as error:
@@ -187,7 +224,7 @@ class Fetcher:
         finally:
             connections.close()
         if answer.status not in {200, 206}:
-            raise refusal(answer.status, answer.headers, Asked(job.source, parts.hostname or "", hub=False))
+            raise self.access.refusal(answer.status, answer.headers, job.source, parts.hostname or "")
         said = re.search(r"/(\d{1,18})$", answer.headers.get("content-range", ""))
         size = answer.length if answer.status == 200 else int(said[1]) if said else None
         if size is None:
@@ -246,11 +283,21 @@ def _link(path: Path, blob: Path) -> None:
     temporary.replace(path)
 
 
-def diagnosed(error: Exception, job: Job) -> Diagnosis:
-    """What went wrong, without the token, wherever it may have got into a message."""
+def _commit(files: Iterable[KeptFile]) -> str:
+    """Of what comes from a source that knows none: the same for the same contents."""
+    form, _, digest = cache.digest_of(tuple(files)).partition(":")
+    return digest if form == "sha256" else hashlib.sha256(digest.encode()).hexdigest()
+
+
+def diagnosed(error: Exception, job: Job, secrets: Sequence[str] = ()) -> Diagnosis:
+    """What went wrong, without secrets, wherever they may have got into a message."""
     match error:
         case ArtifactError() | ProfileError():
             found = error.diagnosis
+        case OSError() if error.errno in _DISK_REFUSES:
+            message = f"{job.source} cannot be kept in {job.cache}: {error.strerror}"
+            hint = "free some of that disk, or move directories.cache to a larger one"
+            found = refused(DiagnosisCode.DISK_FULL, message, hint).diagnosis
         case OSError():
             where = f" ({error.filename})" if error.filename else ""
             message = f"{job.source} cannot be kept in {job.cache}: {error.strerror or error}{where}"
@@ -258,15 +305,16 @@ def diagnosed(error: Exception, job: Job) -> Diagnosis:
         case _:
             message = f"{job.source}: the fetching process failed: {type(error).__name__}: {error}"
             found = refused(DiagnosisCode.LAUNCH_FAILED, message).diagnosis
-    if not job.token:
-        return found
-    texts = [text.replace(job.token, "***") for text in (found.message, found.evidence, found.hint)]
+    texts = [found.message, found.evidence, found.hint]
+    for secret in filter(None, (job.token, *secrets)):
+        texts = [text.replace(secret, "***") for text in texts]
     return Diagnosis(found.code, *texts)
 
 
 def main() -> None:
     job = Job.decode(sys.stdin.buffer.readline())
     _end_with(job.parent)
+    os.nice(_NICE)
     output = os.dup(1)
     os.dup2(2, 1)  # what a library prints must not get between the messages
 
@@ -280,7 +328,7 @@ def main() -> None:
     try:
         kept = fetcher.run()
     except Exception as error:  # noqa: BLE001 - the outermost frame: it is told
-        say({"failed": asdict(diagnosed(error, job)), "lacking": fetcher.lacking})
+        say({"failed": asdict(diagnosed(error, job, fetcher.secrets)), "lacking": fetcher.lacking})
     else:
         say({"fetched": {"path": str(kept.path), "digest": kept.digest, "bytes": kept.bytes}})
 

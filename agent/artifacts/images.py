@@ -32,6 +32,8 @@ _GRACE, _PING = 5.0, 5.0
 _LONGEST_PAUSE = 60.0
 #: Seconds that a killed child has to be gone.
 _KILL_DEADLINE = 5.0
+#: Bytes that are read at once of what an engine says of an image, some 10 KiB.
+_MOST_ANSWER = 64 * 1024
 #: Bytes of an answer line; an error of an engine repeats what a registry said.
 _MOST_LINE = 256 * 1024
 _ROOT = str(Path(__file__).parent.parent.parent)
@@ -70,7 +72,8 @@ async def pull(image: ImageReference, policy: ImagePolicy, progress: Show) -> Pu
 
     Several who want one image share one pull. It ends when nobody waits for it any more.
     """
-    return await policy.pulls.fetch(_job(image, policy), policy.config, progress)
+    job = _job(image, policy)
+    return await _present(job) or await policy.pulls.fetch(job, policy.config, progress)
 
 
 def _job(image: ImageReference, policy: ImagePolicy) -> ImageJob:
@@ -96,6 +99,26 @@ def _job(image: ImageReference, policy: ImagePolicy) -> ImageJob:
         answer_seconds=config.answer_seconds,
         reserve_bytes=config.disk_reserve_bytes,
     )
+
+
+async def _present(job: ImageJob) -> PulledImage | None:
+    """The image, if it is plainly here: then no process is started to look. None for whatever needs a closer look."""
+    with contextlib.suppress(OSError, TimeoutError, ValueError, KeyError):
+        async with asyncio.timeout(_PING):
+            reader, writer = await asyncio.open_unix_connection(job.socket)
+            try:
+                writer.write(f"GET /images/{job.pinned}/json HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+                head, _, body = (await reader.read(_MOST_ANSWER)).partition(b"\r\n\r\n")
+                while more := await reader.read(_MOST_ANSWER):
+                    body += more
+            finally:
+                writer.close()
+        found: dict[str, Any] = json.loads(body)
+        if b" 200 " in head.split(b"\r\n", 1)[0] and job.architecture in {"", found.get("Architecture")}:
+            names = (str(name).partition("@") for name in found.get("RepoDigests") or ())
+            digest = job.digest or next((digest for name, _, digest in names if name == job.repository), "")
+            return PulledImage(job.name, digest, str(found["Id"]), int(found.get("Size") or 0), present=True)
+    return None
 
 
 def _allowed(repository: str, repositories: tuple[str, ...] | None) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import httpx2
 from huggingface_hub import HfApi, hf_hub_url
@@ -12,21 +11,13 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 from agent.artifacts.cache import MOST_FILES, is_plain
-from agent.artifacts.coming import Wanted
+from agent.artifacts.coming import Listing, Wanted
 from agent.artifacts.errors import missing, unavailable
 from agent.artifacts.job import Job
 from agent.artifacts.refusals import Again, Asked, refusal
 
 #: Seconds until one answer.
 _DEADLINE = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """A repository at one commit: the files that may lie in a cache, by name."""
-
-    commit: str
-    files: dict[str, Wanted]
 
 
 def ask(job: Job) -> Listing:

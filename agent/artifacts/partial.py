@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.artifacts import cache
+from agent.artifacts.intake import Intake
 
 #: Bytes of a part: a few seconds of a fast connection, and few enough requests for the largest file.
 PART = 64 * 1024**2
@@ -54,13 +55,11 @@ class Partial:
                 return start + count
         return self.size
 
-    def write(self, index: int, data: memoryview) -> None:
+    def write(self, index: int, came: Intake) -> None:
         """The next bytes of a part. Raises `OSError`."""
-        at = self.span(index)[0] + self.done[index]
-        while len(data):
-            written = os.pwrite(self.descriptor, data, at)
-            data, at = data[written:], at + written
-        self.done[index] = at - self.span(index)[0]
+        count = came.size
+        came.write(self.descriptor, self.span(index)[0] + self.done[index])
+        self.done[index] += count
         self._count(index)
 
     def learn(self, etag: str) -> None:

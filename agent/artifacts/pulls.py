@@ -17,14 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agent.artifacts.errors import ArtifactError, refused
+from agent.artifacts.errors import ArtifactError, corrupt, refused, unavailable
 from agent.artifacts.job import Job
-from agent.status import Diagnosis, DiagnosisCode, Progress
+from agent.status import DiagnosisCode, Progress
 
 #: Children that end without an answer, in a row and without a byte more, until the pull ends with them.
 TRIES = 4
 #: Seconds beyond its own deadline that a child may say nothing, while it starts or stands still with the machine.
 GRACE = 30.0
+#: Seconds in which a model's headers are read: less than a call of the API may take (`agent.api.calls`).
+LOOK_DEADLINE = 20.0
 _PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 #: Seconds that a killed child has to be gone; one that hangs in a dead disk is left to the kernel.
 _KILL_DEADLINE = 5.0
@@ -33,6 +35,9 @@ _ROOT = str(Path(__file__).parent.parent.parent)
 _NETWORK = (
     "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "https_proxy", "http_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR",
 )  # fmt: skip
+
+#: What else of it a source's own library reads, by kind: who asks, above all. Beginnings of names.
+_OWN = {"s3": ("AWS_", "HOME"), "gs": ("GOOGLE_", "CLOUDSDK_", "GCE_METADATA_", "NO_GCE_CHECK", "HOME")}
 
 Show = Callable[[Progress], None]
 #: Makes so many bytes free on the cache's disk; False where it removed nothing.
@@ -60,9 +65,31 @@ class Pulls:
         """What is being fetched at the moment."""
         return tuple(pull.job for pull in self._under_way.values())
 
+    async def look(self, job: Job) -> dict[str, Any]:
+        """A model's profile as data, from headers at its source. Raises `ArtifactError`."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", "agent.artifacts.looking",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, cwd="/",
+            env=_environment(job) | {"OPENBLAS_NUM_THREADS": "1"},
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(LOOK_DEADLINE):
+                output, _ = await process.communicate(replace(job, stall_seconds=min(job.stall_seconds, 10.0)).encode())
+            answer: dict[str, Any] = json.loads(output)
+        except TimeoutError:
+            raise unavailable(f"{job.source} could not be read within {LOOK_DEADLINE:g} s") from None
+        except ValueError:  # killed by its own limits, or by the kernel
+            raise corrupt(f"{job.source} cannot be read: the parser gave up on it") from None
+        finally:
+            await _end(process)
+        if "failed" in answer:
+            raise _failed(answer["failed"])
+        profile: dict[str, Any] = answer["profile"]
+        return profile
+
     async def fetch(self, job: Job, show: Show) -> Pulled:
         """Joins the pull of the same files, where there is one. Raises `ArtifactError`."""
-        files = (job.cache, job.repo, job.revision, job.variant, job.url)
+        files = (job.cache, job.kind, job.repo, job.revision, job.variant, job.url, job.sha256)
         pull = self._under_way.get(files)
         if pull is None or pull.task.done():
             pull = self._under_way[files] = _Pull(job, self.make_room)
@@ -139,11 +166,7 @@ class _Pull:
             return None, "fell silent"
         finally:
             self._input = None
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(process.wait(), _KILL_DEADLINE)
+            await _end(process)
 
     async def _listen(self, output: asyncio.StreamReader) -> dict[str, Any] | None:
         """Pass progress on. Returns the answer; None at the end without one. Raises `TimeoutError`."""
@@ -164,6 +187,14 @@ class _Pull:
                 show(Progress(step, done, total))
 
 
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), _KILL_DEADLINE)
+
+
 async def _no_room(lacking: int) -> bool:
     """Nothing is removed."""
     del lacking
@@ -172,17 +203,21 @@ async def _no_room(lacking: int) -> bool:
 
 def _told(answer: dict[str, Any]) -> Pulled:
     if (failed := answer.get("failed")) is not None:
-        code = DiagnosisCode(failed["code"])
-        raise ArtifactError(Diagnosis(code, failed["message"], failed["evidence"], failed["hint"]))
+        raise _failed(failed)
     fetched = answer["fetched"]
     return Pulled(Path(fetched["path"]), fetched["digest"], fetched["bytes"])
+
+
+def _failed(told: dict[str, Any]) -> ArtifactError:
+    return refused(DiagnosisCode(told["code"]), told["message"], told["hint"], told["evidence"])
 
 
 def _environment(job: Job) -> dict[str, str]:
     """Nothing of the daemon's own but how strangers are reached; and the hub's client asks nobody else for anything."""
     network = {name: value for name in _NETWORK if (value := os.environ.get(name))}
-    return network | {
-        "PYTHONPATH": _ROOT, "PATH": os.defpath, "HOME": "/nonexistent", "HF_HOME": f"{job.cache}/client",
+    own = {name: value for name, value in os.environ.items() if name.startswith(_OWN.get(job.kind, ()))}
+    return {"HOME": "/nonexistent"} | network | own | {
+        "PYTHONPATH": _ROOT, "PATH": os.defpath, "HF_HOME": f"{job.cache}/client",
         "HF_ENDPOINT": job.endpoint, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1",
         "MALLOC_ARENA_MAX": "2",

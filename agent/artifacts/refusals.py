@@ -25,6 +25,10 @@ class Again(Exception):
         self.wait = wait
 
 
+class Changed(Exception):
+    """What was listed is not there any more: it must be listed anew."""
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What was asked for, and of whom."""

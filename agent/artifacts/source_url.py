@@ -49,7 +49,7 @@ class UrlSource:
     def _job(self, rest: str, policy: SourcePolicy) -> Job:
         config, (url, _, digest) = policy.fetching, f"{self.scheme}:{rest}".partition("#sha256=")
         return Job(
-            source=f"{self.scheme}:{rest}", cache=str(policy.cache), url=url, sha256=digest, offline=offline(policy),
-            connections=config.connections, bytes_per_second=config.bytes_per_second,
+            source=f"{self.scheme}:{rest}", cache=str(policy.cache), kind="url", url=url, sha256=digest,
+            offline=offline(policy), connections=config.connections, bytes_per_second=config.bytes_per_second,
             stall_seconds=config.stall_seconds, reserve_bytes=config.disk_reserve_bytes,
         )  # fmt: skip

@@ -8,12 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from agent.artifacts import source_file, source_hf, source_package, source_url
+from agent.artifacts import (
+    source_file,
+    source_gs,
+    source_hf,
+    source_ms,
+    source_oci,
+    source_ollama,
+    source_package,
+    source_s3,
+    source_url,
+)
 from agent.artifacts.base import ArtifactError, Fetched, SourcePolicy
 from agent.status import Diagnosis, DiagnosisCode, Progress
 
-__all__ = ["SOURCES", "ArtifactError", "Fetched", "SourcePolicy", "fetch", "resolve"]
+__all__ = ["SOURCES", "ArtifactError", "Fetched", "SourcePolicy", "fetch", "look", "resolve"]
 
 ShowProgress = Callable[[Progress], None]
 
@@ -27,6 +38,11 @@ class Source:
 
 
 _HTTPS, _HTTP = source_url.UrlSource("https"), source_url.UrlSource("http")
+#: Those that have a folder of the cache for each of their models.
+REMOTE = {
+    source.scheme: source
+    for source in (source_s3.SOURCE, source_gs.SOURCE, source_oci.SOURCE, source_ollama.SOURCE, source_ms.SOURCE)
+}
 
 #: Scheme -> source.
 SOURCES: Mapping[str, Source] = {
@@ -35,6 +51,7 @@ SOURCES: Mapping[str, Source] = {
     "hf": Source(source_hf.resolve, source_hf.fetch),
     "https": Source(_HTTPS.resolve, _HTTPS.fetch),
     "http": Source(_HTTP.resolve, _HTTP.fetch),
+    **{scheme: Source(remote.resolve, remote.fetch) for scheme, remote in REMOTE.items()},
 }
 
 
@@ -42,6 +59,14 @@ async def resolve(reference: str, policy: SourcePolicy) -> Fetched:
     """Where the model's file is on this node, not yet verified: enough to plan with. Raises `ArtifactError`."""
     source, rest = _source(reference, policy)
     return await source.resolve(rest, policy)
+
+
+async def look(reference: str, policy: SourcePolicy) -> dict[str, Any] | None:
+    """The profile of a model that is not here yet, as data; None of sources that are not looked at, and of what is
+    here. Raises `ArtifactError`."""
+    _, rest = _source(reference, policy)
+    remote = REMOTE.get(reference.partition(":")[0])
+    return await remote.look(rest, policy) if remote else None
 
 
 async def fetch(reference: str, policy: SourcePolicy, progress: ShowProgress) -> Fetched:

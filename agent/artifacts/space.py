@@ -72,7 +72,10 @@ def full(cache: Path, needed: int, free: int, others: int, keep: int, what: str)
     parts = [f"{_gib(free)} are free"]
     parts += [f"{_gib(others)} of it promised to other pulls"] if others else []
     parts += [f"{_gib(keep)} must stay free"] if keep else []
-    hint = f"free {_gib(needed - max(0, free - others - keep))} on that disk, or move directories.cache to a larger one"
+    lacking = needed + others + keep - free
+    hint = f"free {_gib(lacking)} on that disk, or move directories.cache to a larger one"
+    if lacking <= 0:
+        hint = "look at the quota and the limits on the size of files that the agent's user has there"
     return refused(DiagnosisCode.DISK_FULL, f"{what} needs {_gib(needed)} in {cache}, where {', '.join(parts)}", hint)
 
 

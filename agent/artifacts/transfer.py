@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import random
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +20,14 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from agent.artifacts import cache, coming, locks
+from agent.artifacts import cache, intake, locks
+from agent.artifacts.access import SourceAccess
 from agent.artifacts.cache import Folder, KeptFile
-from agent.artifacts.coming import ComingFile, StartOver, Task, Wanted, page_aligned
+from agent.artifacts.coming import ComingFile, StartOver, Task, Wanted
 from agent.artifacts.connections import Answer, ConnectionFailed, Connections, NotFollowed
 from agent.artifacts.errors import ArtifactError, corrupt, unavailable
-from agent.artifacts.refusals import Again, Asked, refusal
+from agent.artifacts.intake import InMemory, InPipe, Intake, Unspliceable
+from agent.artifacts.refusals import Again
 
 #: Seconds after which what came is written, however little it is: a slow connection loses no more when it is killed.
 _FLUSH = 0.5
@@ -46,12 +49,10 @@ _LOCK_PAUSE = 0.3
 class Options:
     """How to transfer."""
 
-    home: str  # where the token may go
-    token: str
+    access: SourceAccess
     connections: int
     stall_seconds: float
     subject: str  # the reference, for people
-    hub: bool = True
 
 
 #: Called by the main thread: step, bytes that are here, bytes of all files.
@@ -78,7 +79,7 @@ class Throttle:
     @property
     def piece(self) -> int:
         """Bytes to read at once, so that a pause stays short."""
-        return min(coming.BUFFER, max(4096, self.rate // 8)) if self.rate else coming.BUFFER
+        return min(intake.BUFFER, max(4096, self.rate // 8)) if self.rate else intake.BUFFER
 
 
 class Transfer:
@@ -203,12 +204,16 @@ class Transfer:
     def _work(self) -> None:
         options = self._options
         silence = min(30.0, max(0.5, options.stall_seconds / 3))
-        connections = Connections(options.home, options.token, silence)
-        buffer = page_aligned(coming.BUFFER)
+        connections = Connections(options.access, silence)
+        memory: Intake = InMemory()
+        pipe: Intake | None = InPipe() if sys.platform == "linux" else None
         while (taken := self._take()) is not None:
             file, task = taken
             try:
-                self._part(connections, buffer, file, task)
+                answer = self._asked(connections, file, task)
+                self._receive(answer, pipe if pipe and answer.spliceable else memory, file, task)
+            except Unspliceable:
+                pipe = None
             except (Again, ConnectionFailed) as error:
                 self._pause(error)
             except StartOver as error:
@@ -220,6 +225,8 @@ class Transfer:
             finally:
                 file.give_back(task)
         connections.close()
+        if pipe is not None:
+            pipe.close()
 
     def _take(self) -> tuple[ComingFile, Task] | None:
         """The next part to fetch; None when nothing is left to do."""
@@ -279,8 +286,8 @@ class Transfer:
             if has != had:
                 self._moved()
 
-    def _part(self, connections: Connections, buffer: memoryview, file: ComingFile, task: Task) -> None:
-        """Fetch the rest of a part. Raises `Again`, `ConnectionFailed`, `StartOver`, and what is final."""
+    def _asked(self, connections: Connections, file: ComingFile, task: Task) -> Answer:
+        """For the rest of a part. Raises `Again`, `ConnectionFailed`, `StartOver`, and what is final."""
         start, end, etag, url = file.span(task)
         ranged = start > 0 or end < file.wanted.size
         headers = {"Range": f"bytes={start}-{end - 1}"} if ranged else {}
@@ -290,11 +297,10 @@ class Transfer:
         try:
             self._check(answer, file, start, ranged=ranged)
             file.identify(task, answer.headers.get("etag", ""), answer.url if answer.linked else "")
-            self._receive(
-                answer, buffer[: self._throttle.piece], end - start, lambda data: self._write(file, task, data)
-            )
-        finally:
+        except BaseException:
             answer.close()
+            raise
+        return answer
 
     def _check(self, answer: Answer, file: ComingFile, start: int, *, ranged: bool) -> None:
         """Whether the answer is what was asked for."""
@@ -305,8 +311,7 @@ class Transfer:
         if answer.status == 416 or (answer.status == 200 and ranged):
             raise StartOver("it is not what it was, or cannot be had in parts", parts=answer.status == 416)
         if answer.status not in {200, 206}:
-            asked = Asked(f"{wanted.name} of {options.subject}", host, options.hub, bool(options.token))
-            raise refusal(answer.status, answer.headers, asked)
+            raise options.access.refusal(answer.status, answer.headers, f"{wanted.name} of {options.subject}", host)
         if answer.headers.get("content-encoding", "identity") != "identity":
             raise unavailable(f"{wanted.name}: the answer is compressed though nobody asked for that", "")
         size = _total(answer, start)
@@ -316,26 +321,31 @@ class Transfer:
         if linked and wanted.digest.startswith("sha256:") and f"sha256:{linked}" != wanted.digest:
             raise corrupt(f"{wanted.name}: the hub lists it as {wanted.digest}, and serves sha256:{linked}")
 
-    def _receive(self, answer: Answer, buffer: memoryview, missing: int, write: Callable[[memoryview], None]) -> None:
-        """Read so many bytes; what came is written, also when more does not."""
-        filled, written_at = 0, time.monotonic()
+    def _receive(self, answer: Answer, came: Intake, file: ComingFile, task: Task) -> None:
+        """Read the rest of a part; what came is written, also when more does not."""
+        piece, written_at = self._throttle.piece, time.monotonic()
         try:
-            while missing > filled and not self._ended():
-                count = answer.readinto(buffer[filled:missing])
-                if not count:
-                    raise ConnectionFailed(f"the connection ended {missing - filled} bytes early")
-                filled += count
-                self._throttle.spend(count)
+            start, end, *_ = file.span(task)
+            missing = end - start
+            while missing > came.size and not self._ended():
+                before = came.size
+                if not came.take(answer, min(missing, piece) - before):
+                    raise ConnectionFailed(f"the connection ended {missing - before} bytes early")
+                self._throttle.spend(came.size - before)
                 now = time.monotonic()
-                if filled in {len(buffer), missing} or now - written_at > _FLUSH:
-                    data, missing, filled, written_at = buffer[:filled], missing - filled, 0, now
-                    write(data)
+                if came.full or came.size >= min(missing, piece) or now - written_at > _FLUSH:
+                    missing, written_at = missing - came.size, now
+                    self._write(file, task, came)
         finally:
-            if filled:
-                write(buffer[:filled])
+            answer.close()
+            try:
+                if came.size:
+                    self._write(file, task, came)
+            finally:
+                came.drop()
 
-    def _write(self, file: ComingFile, task: Task, data: memoryview) -> None:
-        file.write(task, data)
+    def _write(self, file: ComingFile, task: Task, came: Intake) -> None:
+        file.write(task, came)
         self._moved()
         self._failures = 0
 

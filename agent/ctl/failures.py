@@ -54,6 +54,8 @@ class DeploymentFailed(AgentError):
             f"{diagnosis.code}: {diagnosis.message}" if diagnosis.code else f"{deployment.reason}: {deployment.message}"
         )
         hint = diagnosis.hint or f"agentctl describe {name}; agentctl logs {name}"
+        if "restart" not in hint:
+            hint += f"; then `agentctl restart {name}`"
         super().__init__(f"deployment {name} failed: {cause}", hint=hint)
         self.diagnosis = diagnosis
 

@@ -78,7 +78,7 @@ def verdict(answer: pb.PlanDeploymentResponse | pb.FitCatalogResponse) -> str:
 def holds(plan: Plan) -> str:
     """`87392 tokens of cache: 2.1 requests of 40960 tokens at the same time, or 16 of 5462`."""
     capacity, limits = plan.capacity, plan.limits
-    if capacity is None:
+    if capacity is None or not capacity.kv_tokens:
         return ""
     fewer = f", or {limits.max_num_seqs} of {capacity.kv_tokens // limits.max_num_seqs}"
     return (
@@ -99,11 +99,13 @@ def plan_of(message: Struct) -> Plan:
 def decision(plan: Plan, answer: pb.PlanDeploymentResponse | None = None) -> str:
     """What was chosen, as lines; with `answer` as it would be done."""
     variant, answer = plan.variant, answer or pb.PlanDeploymentResponse()
-    limits = {name: value for name, value in asdict(plan.limits).items() if value is not None}
+    # A gateway computes nothing: most limits say so.
+    limits = {name: value for name, value in asdict(plan.limits).items() if value and value != "none"}
     return fields(
         (
             ("deployment", f"{plan.deployment}, served as {plan.model_name} ({plan.task})"),
             ("engine", " ".join(filter(None, (plan.engine, plan.engine_version, f"({plan.runtime})")))),
+            ("image", _image(plan)),
             ("model", variant.source),
             ("variant", f"{variant.format} {variant.quantization}, {variant.architecture}, {size(variant.bytes)}"),
             ("devices", "\n".join(_devices(plan)) or "none: CPU"),
@@ -113,6 +115,14 @@ def decision(plan: Plan, answer: pb.PlanDeploymentResponse | None = None) -> str
             ("command", shlex.join(answer.argv)),
         )
     )
+
+
+def _image(plan: Plan) -> str:
+    """`docker.io/vllm/vllm-openai:v0.33.0, 10.2 GiB to pull`; with its digest where that is known."""
+    if (image := plan.image) is None:
+        return ""
+    name = f"{image.name}@{image.digest}" if image.digest else image.name
+    return name + (f", about {size(image.bytes)} to pull" if image.bytes and not image.id else "")
 
 
 def _devices(plan: Plan) -> Iterator[str]:

@@ -126,6 +126,25 @@ def memory(instance: pb.Instance) -> str:
     return size(instance.memory_bytes) if instance.HasField("memory_bytes") else ""
 
 
+def work(instance: pb.Instance, now: float) -> str:
+    """What the engine last said of its work; what it does not offer is left out."""
+    found = [form.format(instance.metrics[name]) for name, form in _WORK.items() if name in instance.metrics]
+    return f"{', '.join(found)} ({since(instance.metrics_time, now)} ago)" if found else ""
+
+
+#: By the one set of names (`agent.engines.base.Metric`).
+_WORK: Final = {
+    "running": "{:.0f} running",
+    "waiting": "{:.0f} waiting",
+    "cache_usage": "cache {:.0%} in use",
+    "first_token_seconds": "first token after {:.3g} s",
+    "inter_token_seconds": "then one each {:.3g} s",
+    "prompt_tokens": "{:.0f} tokens read",
+    "generated_tokens": "{:.0f} generated",
+    "preemptions": "{:.0f} preemptions",
+}
+
+
 def ended(instance: pb.Instance) -> str:
     """How an instance ended, with its diagnosis; empty while it lives."""
     code, status = instance.diagnosis.code, instance.exit

@@ -21,7 +21,7 @@ from agent.errors import FieldViolation, InvalidArgument, NotFound
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 #: What a model reference may begin with. A name of the catalog may have a colon, too: `qwen3:8b`.
-_SCHEMES: Final = frozenset({"file", "package", "hf"})
+_SCHEMES: Final = frozenset({"file", "package", "hf", "s3", "gs", "oci", "ollama", "ms"})
 #: `owner/name`, with a revision or quantization behind it.
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+([@:].*)?", re.ASCII)
 #: The tail of a weight file's name that says how it is quantized: `.Q4_K_M`, `-F16`. It is no part of a good name.
@@ -43,6 +43,7 @@ WORKLOAD: Final[tuple[_Flag, ...]] = (
 _FLAGS: Final[tuple[_Flag, ...]] = (
     ("--name", "name", str, "Name of the deployment. Default: made from the model's."),
     ("--engine", "engine", str, "Engine, or auto."),
+    ("--runtime", "runtime", str, "process, docker, or auto."),
     TASK,
     ("--quantization", "quantization", str, "Quantization, or auto."),
     ("--max-num-seqs", "limits.max_num_seqs", int, "Sequences served at the same time."),
@@ -152,9 +153,12 @@ def by_catalog(client: Callable[[], Client]) -> Named:
 
 def default_name(reference: str) -> str:
     """A valid deployment name from a model reference: `file:/m/Qwen2.5-0.5B.Q4_K_M.gguf` -> `qwen2-5-0-5b`."""
-    if reference.startswith("hf:"):
-        reference = re.split("[@:]", reference.removeprefix("hf:"), maxsplit=1)[0]
-    stem = reference.rpartition("/")[2].rpartition(":")[2].removesuffix(".gguf")
+    scheme, _, rest = reference.partition(":")
+    if scheme in {"hf", "ms"}:
+        reference = re.split("[@:]", rest, maxsplit=1)[0]
+    elif scheme in {"oci", "ollama"}:  # a tag says of which size it is
+        reference = rest.partition("@")[0].removesuffix(":latest").rpartition("/")[2].replace(":", "-")
+    stem = reference.partition("#")[0].rpartition("/")[2].rpartition(":")[2].removesuffix(".gguf")
     slug = re.sub(r"[^a-z0-9]+", "-", _QUANTIZATION.sub("", stem).lower()).strip("-")
     return slug[:63].rstrip("-") or "model"
 

@@ -26,7 +26,7 @@ def plain(message: Message) -> dict[str, Any]:
         if field.has_presence and not message.HasField(field.name):
             continue
         value = getattr(message, field.name)
-        data[field.name] = [_value(field, item) for item in value] if field.is_repeated else _value(field, value)
+        data[field.name] = _values(field, value) if field.is_repeated else _value(field, value)
         if field.name == "name" and "/" in value:
             data["id"] = short(value)
     return data
@@ -48,6 +48,12 @@ _WELL_KNOWN: Final[dict[str, Callable[[Any], Any]]] = {
     Timestamp.DESCRIPTOR.full_name: lambda moment: moment.ToJsonString(),
     Struct.DESCRIPTOR.full_name: lambda struct: ordered(struct_to_dict(struct)),
 }
+
+
+def _values(field: Any, values: Any) -> Any:
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:  # ours hold plain values
+        return {key: values[key] for key in sorted(values)}
+    return [_value(field, item) for item in values]
 
 
 def _value(field: Any, value: Any) -> Any:

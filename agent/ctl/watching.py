@@ -112,7 +112,9 @@ def _unmoved(now: pb.Deployment, before: pb.Deployment) -> bool:
 
 def _timeout(name: str, goal: Goal, seconds: float, last: pb.Deployment | None) -> Timeout:
     state = f"it is {rows.phase(last)}: {last.message or last.reason}" if last is not None else "its state is not known"
-    return Timeout(
-        f"deployment {name} is not {goal} after {seconds:g} s; {state}",
-        hint=f"it goes on without you; agentctl wait {name} --for {goal} waits again",
-    )
+    hint = f"it goes on without you; agentctl wait {name} --for {goal} waits again"
+    if last is not None and (failed := last.diagnosis).code and failed.message not in state:
+        state += f"; before that {failed.code}: {failed.message}"
+    if last is not None and last.diagnosis.hint:
+        hint = f"{last.diagnosis.hint}; {hint}"
+    return Timeout(f"deployment {name} is not {goal} after {seconds:g} s; {state}", hint=hint)

@@ -121,6 +121,11 @@ def _spellings(table: dict[str, Setter]) -> dict[str, Setter]:
     return {name: setter for names, setter in table.items() for name in names.split()}
 
 
+def spellings() -> frozenset[str]:
+    """All that `parse` takes."""
+    return frozenset({*_spellings(_OPTIONS), *_spellings(_FLAGS)})
+
+
 def parse(arguments: Sequence[str], params: Any) -> None:
     """Apply the command line to `params` (an `xllamacpp.CommonParams`). Raises `UsageError`."""
     options, flags = _spellings(_OPTIONS), _spellings(_FLAGS)
@@ -167,6 +172,9 @@ def wait_for_stop() -> None:
 def main(arguments: Sequence[str]) -> int:
     if "--version" in arguments:
         sys.stdout.write(f"{version()}\n")
+        return 0
+    if "--help" in arguments:
+        sys.stdout.write("".join(f"{name}\n" for name in sorted(spellings())))
         return 0
     xllamacpp = import_module("xllamacpp")  # 60 ms that `--version` does not need
     params = xllamacpp.CommonParams()

@@ -181,12 +181,22 @@ def main(arguments: Sequence[str]) -> None:
     if "--version" in arguments:
         sys.stdout.write(versions())
         return
+    if "--help" in arguments:  # both lists of flags
+        parser().print_help()
+        sys.stdout.flush()
+        with contextlib.suppress(ModuleNotFoundError):
+            _run(import_module("mlx_lm.server"), ["--help"])
+        return
     ours, theirs = parser().parse_known_args(arguments)
     mlx = import_module("mlx.core")
     mlx.set_default_device(getattr(mlx, ours.device))
     server = import_module("mlx_lm.server")
     Rules(ours).adapt(server)
-    sys.argv = ["mlx_lm.server", *theirs]
+    _run(server, theirs)
+
+
+def _run(server: Any, arguments: Sequence[str]) -> None:
+    sys.argv = ["mlx_lm.server", *arguments]
     server.main()
 
 

@@ -21,6 +21,7 @@ _ADAPTERS = {
     "ollama": ("ollama", "Ollama"),
     "lm-studio": ("lm_studio", "LmStudio"),
     "ctranslate2": ("ctranslate2", "CTranslate2"),
+    "litellm": ("litellm", "LiteLLM"),
 }
 
 

@@ -15,6 +15,7 @@ from agent.errors import FieldViolation
 from agent.status import Diagnosis, ExitStatus, Granted
 
 if TYPE_CHECKING:  # the daemon's start needs only what is below
+    from agent.engines.images import ImageChoice
     from agent.models.profile import ModelProfile
     from agent.planning.ledger import MeasuredTerm
     from agent.planning.memory.base import Card, Estimate
@@ -28,6 +29,19 @@ DEVICE_VARIABLES = frozenset(
         "GGML_VK_VISIBLE_DEVICES",
     }
 )  # fmt: skip
+
+
+class Hardware(StrEnum):
+    """What decides between engines: the largest device that may be used."""
+
+    CPU = "a CPU"
+    APPLE = "Apple silicon"
+    NVIDIA = "NVIDIA cards"
+    NVIDIA_SMALL = "small NVIDIA cards"
+    NVIDIA_OLD = "NVIDIA cards before Turing"
+    AMD = "AMD cards"
+    AMD_SMALL = "small AMD cards"
+    INTEL = "Intel cards"
 
 
 class Spread(StrEnum):
@@ -57,6 +71,8 @@ class Capabilities:
     runtimes: frozenset[str]
     kv_cache_dtypes: Mapping[str, float]  # name -> bytes per element
     context_extending_flags: frozenset[str] = frozenset()  # with one of these, more than the trained context is meant
+    #: RANKS: with one of these, something takes memory of the engine's share that no plan counts: its cache is smaller.
+    sharing_flags: frozenset[str] = frozenset()
     pooling_flags: frozenset[str] = frozenset()  # with one of these, any model makes embeddings or scores
     spread: Spread = Spread.LAYERS
     #: By `ModelProfile.quantization` ("bf16", "fp8-block", "awq"; docs/reference/models.md lists them), or its method
@@ -66,6 +82,10 @@ class Capabilities:
     offload: bool = True  # LAYERS: some layers may stay on the CPU
     pipeline: bool = False  # RANKS: stages of layers as well as slices of them
     data: bool = False  # RANKS: replicas behind one port
+    experts: bool = False  # RANKS: whole experts on each rank instead of slices
+    #: Its place among engines, on hardware (`Hardware`) and for an aim ("throughput"); the lowest comes first. Where it
+    #: has none, it is for other hardware, and comes last. In tens, so that another engine finds a place between two.
+    suits: Mapping[str, int] = field(default_factory=dict)
     not_run: str = ""  # why no instance of it is started, though it can be planned, as a sentence; "": it is
 
 
@@ -92,13 +112,36 @@ class EngineDevice:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A native executable of the engine on this node."""
+    """An executable of the engine for this node: a native one, or that of an image."""
 
     argv: tuple[str, ...]
-    version: str
-    origin: str  # "config" | "path" | "embedded" | "assumed"
+    version: str  # of an image: its tag
+    origin: str  # "config" | "path" | "embedded" | "assumed" | "image"
     accelerators: frozenset[str] = frozenset({"cpu"})  # what this very executable can use
     devices: tuple[EngineDevice, ...] = ()  # what it listed; () where it was not asked
+    image: ImageChoice | None = None  # None: it runs natively
+    lists: tuple[str, ...] = ()  # arguments with which it prints all of its options; (): it is not asked
+    options: frozenset[str] | None = None  # the options that it printed, in all spellings; None: not known
+    only: frozenset[str] | None = None  # the only devices, by id, that it has code for; None: it may have all
+
+
+@dataclass(frozen=True, slots=True)
+class Containerized:
+    """How an engine runs in its image."""
+
+    command: tuple[str, ...]  # what starts it there, in place of a native executable
+    own_entrypoint: bool = False  # the command is what the image's own entry point gets; else it is all of it
+    shm_bytes: int = 64 * 1024**2  # Docker's own default; its processes share what they hand to each other
+    ulimits: Mapping[str, int] = field(default_factory=dict)  # -1: unlimited
+    read_only_root: bool = False  # it writes nothing but /tmp and its caches
+    any_user: bool = False  # it needs no user of the image's own
+    caches: Mapping[str, str] = field(default_factory=dict)  # variables that say where it keeps what it compiles
+    environment: Mapping[str, str] = field(default_factory=dict)  # of the container alone
+    files: tuple[str, ...] = ()  # of this package, that its command names: seen at the same place
+
+
+#: Where a container has the folder that its engine may write to, and finds again after a restart.
+CACHE_FOLDER = "/cache"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +201,10 @@ class Engine(Protocol):
     capabilities: Capabilities
     defaults: EngineDefaults
     metrics: Mapping[Metric, str]  # the engine's own Prometheus name of each; one that is missing is not offered
+
+    @property
+    def container(self) -> Containerized | None:
+        """How it runs in its image; None: it is not run in one."""
 
     def locate(self, configured: Sequence[str] | None) -> Located | None:
         """Find the native executable: configured path, then PATH, then the embedded one. May touch the disk and
@@ -234,3 +281,23 @@ class RanksEngine(Engine, Protocol):
 
     def host_terms(self, profile: ModelProfile, placement: Placement) -> tuple[MemoryTerm, ...]:
         """What its processes take of host memory besides what `estimate` counts. Pure."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackEnd:
+    """A deployment that a gateway forwards to."""
+
+    deployment: str
+    model: str  # as it calls it itself
+    url: str  # http://127.0.0.1:8100
+    task: str
+    key: str = field(default="", repr=False)  # its API key; "": it takes none
+
+
+class GatewayEngine(LayersEngine, Protocol):
+    """An engine for models of the format "gateway": it loads nothing, and forwards to other deployments."""
+
+    configuration_file: str  # in the instance's directory; read again whenever it is replaced
+
+    def configuration(self, plan: Plan, back_ends: Sequence[BackEnd]) -> str:
+        """What the file shall say, with the back ends in order of preference. Pure."""

@@ -20,6 +20,7 @@ from agent.engines.base import (
     Capabilities,
     Command,
     EngineDefaults,
+    Hardware,
     HttpReply,
     HttpRequest,
     Located,
@@ -71,7 +72,12 @@ class CTranslate2:
         ),
         most_devices=1,
         offload=False,
-    )
+        suits=MappingProxyType(
+            {
+                Hardware.CPU: 40, Hardware.NVIDIA: 90, Hardware.NVIDIA_SMALL: 90, Hardware.NVIDIA_OLD: 50,
+            }
+        ),
+    )  # fmt: skip
     defaults = EngineDefaults(
         max_num_seqs=2,
         max_model_len_cap=2048,
@@ -96,6 +102,7 @@ class CTranslate2:
             Metric.GENERATED_TOKENS: "ctranslate2_generated_tokens_total",
         }
     )
+    container = None  # there is no image of it
 
     def locate(self, configured: Sequence[str] | None) -> Located | None:
         """The Python of an environment with ctranslate2 and tokenizers; without one configured, none is looked for."""

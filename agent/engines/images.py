@@ -76,6 +76,7 @@ class Image(Strict):
     older_drivers: Annotated[tuple[OlderDriver, ...], Field(strict=False)] = ()
     capability: Capability | None = None  # NVIDIA
     targets: Annotated[tuple[NonEmptyLine, ...], Field(strict=False)] = ()  # AMD: "gfx942"; (): not known
+    command: Annotated[tuple[Argument, ...], Field(strict=False)] = ()  # what starts the engine in it; (): the usual
     bytes: Annotated[int, Bytes(1)] | None = None  # compressed, about
     note: NonEmptyLine | None = None
     sources: Annotated[tuple[NonEmptyLine, ...], Field(strict=False)] = ()
@@ -125,6 +126,7 @@ class ImageChoice:
 
     image: ImageReference
     environment: Mapping[str, str] = field(default_factory=dict)  # that it needs on this node
+    command: tuple[str, ...] = ()  # what starts the engine in it; (): the engine's usual one
     reasons: tuple[Reason, ...] = ()
     rejected: tuple[Rejected, ...] = ()
 
@@ -235,6 +237,7 @@ def _choice(image: Image, host: Host, rejected: tuple[Rejected, ...]) -> ImageCh
     return ImageChoice(
         reference,
         dict(older.environment) if older else {},
+        image.command,
         tuple(_reasons(image, host, rejected, older)),
         rejected,
     )

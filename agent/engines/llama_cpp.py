@@ -17,6 +17,7 @@ from importlib.metadata import version as distribution_version
 from pathlib import Path
 from types import MappingProxyType
 
+from agent.embedded.llama_server import spellings
 from agent.engines import openai
 from agent.engines.arguments import Options
 from agent.engines.base import (
@@ -24,7 +25,9 @@ from agent.engines.base import (
     Activity,
     Capabilities,
     Command,
+    Containerized,
     EngineDefaults,
+    Hardware,
     HttpReply,
     HttpRequest,
     Located,
@@ -59,13 +62,20 @@ class LlamaCpp:
         formats=frozenset({"gguf"}),
         tasks=frozenset({"chat", "completion", "embedding", "rerank"}),
         accelerators=frozenset({"cpu", *PREFIXES}),
-        runtimes=frozenset({"process"}),
+        runtimes=frozenset({"process", "docker"}),
         kv_cache_dtypes=CACHE_BYTES,
         context_extending_flags=frozenset(
             {"--rope-scaling", "--rope-scale", "--rope-freq-base", "--rope-freq-scale", "--yarn-orig-ctx"}
         ),
         pooling_flags=frozenset({"--pooling"}),
-    )
+        suits=MappingProxyType(
+            {
+                Hardware.CPU: 10, Hardware.APPLE: 20, Hardware.NVIDIA: 40, Hardware.NVIDIA_SMALL: 10,
+                Hardware.NVIDIA_OLD: 10, Hardware.AMD: 30, Hardware.AMD_SMALL: 10, Hardware.INTEL: 10,
+                "development": 20,
+            }
+        ),
+    )  # fmt: skip
     defaults = EngineDefaults(
         max_num_seqs=4,
         max_model_len_cap=4096,
@@ -92,6 +102,9 @@ class LlamaCpp:
         }
     )
 
+    #: `.devops/*.Dockerfile`: the server lies in /app with its libraries, and writes nothing.
+    container = Containerized(("/app/llama-server",), read_only_root=True, any_user=True)
+
     def __init__(self) -> None:
         self._options = Options.read("llama_cpp_options.txt", REFUSED_FLAGS)
 
@@ -100,7 +113,7 @@ class LlamaCpp:
             argv, origin = native
             found = listed(devices(argv, LIST_DEVICES, lambda text: bool(listed(text))))
             accelerators = frozenset({"cpu", *(device.accelerator for device in found)})
-            return Located(argv, version(argv, _VERSION), origin, accelerators, found)
+            return Located(argv, version(argv, _VERSION), origin, accelerators, found, lists=("--help",))
         return None if configured else _embedded()
 
     def device_layers(self, profile: ModelProfile) -> int:
@@ -225,4 +238,5 @@ def _embedded() -> Located | None:
         wheel = distribution_version("xllamacpp")
     except PackageNotFoundError:
         return None
-    return Located((sys.executable, "-E", "-P", str(_EMBEDDED)), f"xllamacpp {wheel}", "embedded")
+    argv = (sys.executable, "-E", "-P", str(_EMBEDDED))
+    return Located(argv, f"xllamacpp {wheel}", "embedded", options=spellings())

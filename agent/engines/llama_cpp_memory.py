@@ -5,12 +5,13 @@ The formulas, and how they compare with real runs: docs/decisions/0003-llama-cpp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import accumulate
 from types import MappingProxyType
 
 from agent.models.profile import ModelProfile
-from agent.planning.memory.base import Card, Request
-from agent.planning.memory.llama_cpp import cache_bytes
+from agent.planning.memory.layers import remembered
+from agent.planning.memory.llama_cpp import cells_before
 from agent.planning.plan import Limits, MemoryTerm, Placement
 
 #: Bytes per element of the cache types: ggml's block sizes (q8_0: 32 values in 34 bytes, and so on).
@@ -34,7 +35,8 @@ CELL_PADDING = 256
 #: Architectures whose graph was measured; for others the compute buffer is the same formula with a wide margin.
 _MEASURED = frozenset({"llama"})
 _MIB = 1024**2
-_ANY = Card(1)  # the cache does not depend on where it lies
+#: Limits of one model whose sizes are kept: those of a search that is under way.
+_KEPT = 16
 #: `GGML_SCHED_MAX_COPIES` of the builds that are published.
 PIPELINE_DEPTH = 4
 #: How much the layers of one file may differ from their average: Q4_K_M keeps part of every third in Q6_K.
@@ -48,6 +50,8 @@ _CONTEXTS: Mapping[str, MemoryTerm] = MappingProxyType(
     }
 )
 _OTHER_CONTEXT = MemoryTerm("context", 320 * _MIB, "as ROCm's; not measured", uncertainty=320 * _MIB)
+#: Code and libraries 24 MiB, heap and HTTP threads 18 MiB, measured; the rest is for requests in flight.
+_PROCESS = MemoryTerm("process", 48 * _MIB, "measured", uncertainty=8 * _MIB)
 _RUNTIME = MemoryTerm("accelerator's libraries", 256 * _MIB, "estimate, not measured", uncertainty=128 * _MIB)
 
 
@@ -68,54 +72,110 @@ def memory_terms(
     Layers are numbered from 0; the output comes after the last one and is `profile.layers`. The last ones lie on
     devices, in the order of these (`get_layer_buft_list` in llama-model.cpp); the input is always the CPU's.
     """
+    sizes = _sizes(profile, limits, task)
     first = profile.layers + 1 - sum(placement.layers)
-    terms, start = [_host(profile, limits, task, placement, first)], first
+    terms, start = [_host(sizes, placement, first)], first
     for count in placement.layers:
-        terms.append(_device(profile, limits, task, placement, range(start, start + count)))
+        terms.append(_device(sizes, placement, range(start, start + count)))
         start += count
     return tuple(terms)
 
 
-def _host(
-    profile: ModelProfile, limits: Limits, task: str, placement: Placement, layers: int
-) -> tuple[MemoryTerm, ...]:
+def _sizes(profile: ModelProfile, limits: Limits, task: str) -> _Sizes:
+    known: dict[tuple[Limits, str], _Sizes] = remembered(profile, ("llama.cpp",), dict)
+    found = known.get((limits, task))
+    if found is None:
+        if len(known) >= _KEPT:
+            known.clear()
+        found = known[limits, task] = _Sizes(profile, limits, task)
+    return found
+
+
+class _Sizes:
+    """What does not depend on where layers lie: a plan asks for hundreds of placements with the same limits."""
+
+    def __init__(self, profile: ModelProfile, limits: Limits, task: str) -> None:
+        self.profile, self.limits, self.task = profile, limits, task
+        self.layer = _layer_bytes(profile)
+        self._cells = _slot_cells(limits) * limits.max_num_seqs
+        self._cache = _cache_before(profile, limits, task)
+        self._compute: dict[tuple[str, int], tuple[MemoryTerm, ...]] = {}
+        self.devices: dict[tuple[range, int, str], tuple[MemoryTerm, ...]] = {}
+
+    def cache(self, layers: range) -> MemoryTerm:
+        most = len(self._cache) - 1
+        size = self._cache[min(layers.stop, most)] - self._cache[min(layers.start, most)]
+        fewer = ", fewer with a window" if self.profile.layer_details else ""
+        return MemoryTerm("KV cache", size, f"{self._cells} cells in {len(layers)} layers{fewer}")
+
+    def computing(self) -> tuple[MemoryTerm, ...]:
+        """On a host that has layers."""
+        return self._made("host", 0, lambda: _compute(self.profile, self.limits, self.task))
+
+    def inputs(self, copies: int) -> tuple[MemoryTerm, ...]:
+        """On a host that has none."""
+        return self._made("inputs", copies, lambda: (_inputs(self.profile, self.limits, self.task, copies),))
+
+    def device(self, copies: int, *, has_output: bool) -> tuple[MemoryTerm, ...]:
+        def make() -> tuple[MemoryTerm, ...]:
+            return (_device_compute(self.profile, self.limits, self.task, copies, has_output=has_output),)
+
+        return self._made("output" if has_output else "device", copies, make)
+
+    def _made(self, where: str, copies: int, make: Callable[[], tuple[MemoryTerm, ...]]) -> tuple[MemoryTerm, ...]:
+        found = self._compute.get((where, copies))
+        if found is None:
+            found = self._compute[where, copies] = make()
+        return found
+
+
+def _host(sizes: _Sizes, placement: Placement, layers: int) -> tuple[MemoryTerm, ...]:
     """Host memory of one instance that computes its first `layers` layers on the CPU."""
+    profile = sizes.profile
     if placement.layers:
-        held = profile.embedding_bytes + _layer_bytes(profile) * layers
+        held = profile.embedding_bytes + sizes.layer * layers
         weights = MemoryTerm("weights", held, f"the input, and {layers} layers" if layers else "the input")
     else:
         weights = MemoryTerm("weights", profile.tensor_bytes, "sum of the tensors' bytes in the file")
     runtime = () if placement.accelerator == "cpu" else (_RUNTIME,)
     return (
         weights,
-        _kv_cache(profile, limits, task, range(layers)),
-        *(_compute(profile, limits, task) if layers else (_inputs(profile, limits, task, placement),)),
+        sizes.cache(range(min(layers, profile.layers))),
+        *(sizes.computing() if layers else sizes.inputs(_copies(profile, placement))),
         # Tokens, merges and their hash maps, sampler candidates: 0.4 to 0.95 KiB a token were measured.
         MemoryTerm("vocabulary", profile.vocabulary * 1024, "1 KiB a token, measured"),
-        # Code and libraries 24 MiB, heap and HTTP threads 18 MiB, measured; the rest is for requests in flight.
-        MemoryTerm("process", 48 * _MIB, "measured", uncertainty=8 * _MIB),
+        _PROCESS,
         *runtime,
     )
 
 
-def _device(
-    profile: ModelProfile, limits: Limits, task: str, placement: Placement, layers: range
-) -> tuple[MemoryTerm, ...]:
+def _device(sizes: _Sizes, placement: Placement, layers: range) -> tuple[MemoryTerm, ...]:
     """Memory of a device that holds these layers."""
-    repeating = range(layers.start, min(layers.stop, profile.layers))
-    weights = _layer_bytes(profile) * len(repeating)
+    copies = _copies(sizes.profile, placement)
+    key = (layers, copies, placement.accelerator)
+    found = sizes.devices.get(key)
+    if found is None:
+        found = sizes.devices[key] = _held(sizes, placement.accelerator, layers, copies)
+    return found
+
+
+def _held(sizes: _Sizes, accelerator: str, layers: range, copies: int) -> tuple[MemoryTerm, ...]:
+    profile = sizes.profile
+    has_output = layers.stop > profile.layers
+    count = max(0, min(layers.stop, profile.layers) - layers.start)
+    weights = sizes.layer * count
     # Layers of one file have different quantizations (Q4_K_M: some in Q6_K), and only their sum is known.
-    spread = 0 if len(repeating) in {0, profile.layers} else int(weights * _LAYERS_DIFFER)
-    source = f"{len(repeating)} of {profile.layers} layers"
-    if layers.stop > profile.layers:
+    spread = 0 if count in {0, profile.layers} else int(weights * _LAYERS_DIFFER)
+    source = f"{count} of {profile.layers} layers"
+    if has_output:
         # A tied output is a second copy: the input's stays on the host.
         weights += profile.output_bytes or profile.embedding_bytes
         source += " and the output"
     return (
         MemoryTerm("weights", weights, source, uncertainty=spread),
-        _kv_cache(profile, limits, task, repeating),
-        _device_compute(profile, limits, task, placement, has_output=layers.stop > profile.layers),
-        _CONTEXTS.get(placement.accelerator, _OTHER_CONTEXT),
+        sizes.cache(range(layers.start, layers.start + count)),
+        *sizes.device(copies, has_output=has_output),
+        _CONTEXTS.get(accelerator, _OTHER_CONTEXT),
     )
 
 
@@ -129,26 +189,17 @@ def _slot_cells(limits: Limits) -> int:
     return -(-limits.max_model_len // CELL_PADDING) * CELL_PADDING
 
 
-def _kv_cache(profile: ModelProfile, limits: Limits, task: str, layers: range) -> MemoryTerm:
-    """Exact: layers with a window have fewer cells, and latent attention keeps one row a token; with the states of
-    recurrent layers, which are logged as another buffer.
+def _cache_before(profile: ModelProfile, limits: Limits, task: str) -> list[int]:
+    """Bytes in the layers before each. Exact: layers with a window have fewer cells, and latent attention keeps one row
+    a token; with the states of recurrent layers, which are logged as another buffer.
     """
-    cells = _slot_cells(limits) * limits.max_num_seqs
     if profile.layer_details:
-        asked = Request(
-            "llama.cpp", _ANY, max_model_len=limits.max_model_len, max_num_seqs=limits.max_num_seqs,
-            ubatch=physical_batch(limits, task),
-        )  # fmt: skip
-        kept = range(layers.start, min(layers.stop, profile.layers))
-        cache, states = cache_bytes(profile, asked, limits.kv_cache_dtype, kept)
-        return MemoryTerm("KV cache", cache + states, f"{cells} cells in {len(kept)} layers, fewer with a window")
-    heads = sum(profile.kv_heads[layers.start : layers.stop])
-    per_cell = heads * (profile.key_length + profile.value_length)
-    return MemoryTerm(
-        "KV cache",
-        int(cells * per_cell * CACHE_BYTES[limits.kv_cache_dtype]),
-        f"{cells} cells x {per_cell} elements x {CACHE_BYTES[limits.kv_cache_dtype]:g} bytes",
-    )
+        batch = physical_batch(limits, task)
+        cells, states = cells_before(profile, limits.max_model_len, limits.max_num_seqs, batch, limits.kv_cache_dtype)
+        return [cell + state for cell, state in zip(cells, states, strict=True)]
+    each = (profile.key_length + profile.value_length) * CACHE_BYTES[limits.kv_cache_dtype]
+    vector = _slot_cells(limits) * limits.max_num_seqs * each
+    return [int(heads * vector) for heads in accumulate(profile.kv_heads, initial=0)]
 
 
 def _compute(profile: ModelProfile, limits: Limits, task: str) -> tuple[MemoryTerm, ...]:
@@ -169,14 +220,12 @@ def _compute(profile: ModelProfile, limits: Limits, task: str) -> tuple[MemoryTe
     )
 
 
-def _device_compute(
-    profile: ModelProfile, limits: Limits, task: str, placement: Placement, *, has_output: bool
-) -> MemoryTerm:
+def _device_compute(profile: ModelProfile, limits: Limits, task: str, copies: int, *, has_output: bool) -> MemoryTerm:
     """The graph's scratch buffer on a device: as on the CPU, but three vectors of the embedding's width, and with
     several devices a copy of the inputs for each batch in the pipeline. The flash attention of CUDA and ROCm turns a
     quantized cache into 16-bit values, a layer at a time.
     """
-    batch, outputs, copies = physical_batch(limits, task), _outputs(limits, task), _copies(profile, placement)
+    batch, outputs = physical_batch(limits, task), _outputs(limits, task)
     mask, row = 2 * _slot_cells(limits) * batch, 4 * profile.embedding_length * batch
     widest = max(3 * profile.feed_forward_length * batch, profile.vocabulary * outputs if has_output else 0)
     graph = 3 * row + 4 * widest + copies * mask + (copies * row if copies > 1 else 0)
@@ -187,10 +236,10 @@ def _device_compute(
     return _with_margin(profile, graph + unpacked, f"graph for {batch} tokens, {outputs} outputs")
 
 
-def _inputs(profile: ModelProfile, limits: Limits, task: str, placement: Placement) -> MemoryTerm:
+def _inputs(profile: ModelProfile, limits: Limits, task: str, copies: int) -> MemoryTerm:
     """What stays on the host when all layers are on devices: the inputs, a copy for each batch in the pipeline, and
     the logits that are read back."""
-    batch, copies = physical_batch(limits, task), _copies(profile, placement)
+    batch = physical_batch(limits, task)
     mask, row = 2 * _slot_cells(limits) * batch, 4 * profile.embedding_length * batch
     total = (1 + copies) * row + copies * mask + 4 * profile.vocabulary * limits.max_num_seqs
     return _with_margin(profile, total, f"inputs of {batch} tokens, and what is read back")

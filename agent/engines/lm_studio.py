@@ -20,6 +20,7 @@ from agent.engines.base import (
     Capabilities,
     Command,
     EngineDefaults,
+    Hardware,
     HttpReply,
     HttpRequest,
     Located,
@@ -66,7 +67,14 @@ class LmStudio:
         offload=False,  # its share of layers is of a number that it does not tell
         not_run="lm-studio can only be planned: it is one daemon for a user, not a process for a deployment, so use "
         "llama.cpp, which serves the same file",
-    )
+        suits=MappingProxyType(
+            {
+                Hardware.CPU: 30, Hardware.APPLE: 40, Hardware.NVIDIA: 80, Hardware.NVIDIA_SMALL: 50,
+                Hardware.NVIDIA_OLD: 30, Hardware.AMD: 60, Hardware.AMD_SMALL: 50, Hardware.INTEL: 50,
+                "development": 30,
+            }
+        ),
+    )  # fmt: skip
     defaults = EngineDefaults(
         max_num_seqs=4,
         max_model_len_cap=4096,
@@ -84,6 +92,7 @@ class LmStudio:
         ),
     )
     metrics: Mapping[Metric, str] = MappingProxyType({})  # not offered
+    container = None  # there is no image of it
 
     def __init__(self) -> None:
         self._options = Options.read("lm_studio_options.txt", REFUSED_FLAGS)

@@ -21,13 +21,14 @@ from agent.engines.base import (
     Capabilities,
     Command,
     EngineDefaults,
+    Hardware,
     HttpReply,
     HttpRequest,
     Located,
     Metric,
     Support,
 )
-from agent.engines.executables import configured_or_on_path, version
+from agent.engines.executables import configured_or_on_path, python_of, version
 from agent.engines.mlx_lm_failures import diagnose
 from agent.engines.mlx_lm_memory import PROMPT_CACHE, memory_terms
 from agent.errors import FieldViolation
@@ -39,8 +40,6 @@ from agent.status import Diagnosis, ExitStatus, Granted
 
 _LAUNCHER = Path(__file__).parent.parent / "embedded" / "mlx_server.py"
 _VERSION = re.compile(r"version: (mlx-lm .+)")
-#: The first line of a script that pip wrote, or what it writes where the path is too long for one.
-_SHEBANG = re.compile(rb"#!\s*(?:/bin/sh\s+'''exec' \"?)?([^\s\"]*python[\w.]*)")
 _ANY = Support(frozenset({"cpu", "cuda", "metal"}))
 
 #: Spellings -> why a deployment may not give it.
@@ -79,7 +78,8 @@ class MlxLm:
         ),
         most_devices=1,
         offload=False,
-    )
+        suits=MappingProxyType({Hardware.APPLE: 10}),
+    )  # fmt: skip
     defaults = EngineDefaults(
         max_num_seqs=4,
         max_model_len_cap=8192,
@@ -105,6 +105,7 @@ class MlxLm:
             Metric.PROMPT_TOKENS: "mlx_lm_prompt_tokens_total",
         }
     )
+    container = None  # there is no image of it
 
     def __init__(self) -> None:
         self._options = Options.read("mlx_lm_options.txt", REFUSED_FLAGS)
@@ -112,14 +113,14 @@ class MlxLm:
     def locate(self, configured: Sequence[str] | None) -> Located | None:
         """`mlx_lm.server`, or the Python of its environment: the launcher runs with that Python."""
         native = configured_or_on_path(configured, self.executable)
-        python = _python(native[0][0]) if native else ""
+        python = python_of(native[0][0]) if native else ""
         if native is None or not python:
             return None
         argv = (python, "-E", "-P", str(_LAUNCHER), *native[0][1:])
         found = version(argv, _VERSION)
         if found == "unknown":
             return None
-        return Located(argv, found, native[1], frozenset(found.split(", ")[2:]))
+        return Located(argv, found, native[1], frozenset(found.split(", ")[2:]), lists=("--help",))
 
     def device_layers(self, profile: ModelProfile) -> int:
         return profile.layers + 1
@@ -208,16 +209,3 @@ _CACHE_FLAGS: Mapping[str, tuple[str, ...]] = {
 def _prompt_cache(plan: Plan) -> int:
     terms = (term for budget in plan.budgets for term in budget.terms)
     return next((term.bytes for term in terms if term.name == PROMPT_CACHE), 0)
-
-
-def _python(executable: str) -> str:
-    """The Python of a console script; the file itself where it is none, so that a Python may be named as well."""
-    try:
-        with Path(executable).open("rb") as file:
-            head = file.read(512)
-    except OSError:
-        return ""
-    if not head.startswith(b"#!"):
-        return executable
-    match = _SHEBANG.match(head)
-    return match[1].decode(errors="replace") if match else ""

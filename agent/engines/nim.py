@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from agent.engines.base import Command, HttpReply, HttpRequest, Located
+from agent.engines.base import CACHE_FOLDER, Command, Containerized, Hardware, HttpReply, HttpRequest, Located
 from agent.engines.openai import MODELS
 from agent.engines.vllm import VLLM
 from agent.models.profile import ModelProfile
 from agent.planning.memory import vllm as memory
-from agent.planning.memory.base import Card, Estimate, Request
+from agent.planning.memory.base import GIB, Card, Estimate, Request
 from agent.planning.plan import Limits, Placement, Plan
 
 #: The vLLM that NIM 2.1.5 bundles.
@@ -49,7 +49,14 @@ class NIM(VLLM):
             }
         ),
         data=False,
-    )
+        experts=False,
+        suits=MappingProxyType({Hardware.NVIDIA: 60, Hardware.NVIDIA_SMALL: 80}),
+    )  # fmt: skip
+    #: Docker quick start of the documentation. Its entry point takes the action, then the engine's flags.
+    container = Containerized(
+        ("nim-serve",), own_entrypoint=True, shm_bytes=16 * GIB,
+        caches=MappingProxyType({"NIM_CACHE_PATH": CACHE_FOLDER}),
+    )  # fmt: skip
 
     def locate(self, configured: Sequence[str] | None) -> Located | None:
         return None  # there is no native one

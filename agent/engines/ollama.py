@@ -19,6 +19,7 @@ from agent.engines.base import (
     Capabilities,
     Command,
     EngineDefaults,
+    Hardware,
     HttpReply,
     HttpRequest,
     Located,
@@ -75,7 +76,14 @@ class Ollama:
         kv_cache_dtypes=MappingProxyType({name: CACHE_BYTES[name] for name in ("f16", "q8_0", "q4_0")}),
         not_run="ollama can only be planned: it copies a model's weights before it serves them, so use llama.cpp, "
         "which reads the same file in place",
-    )
+        suits=MappingProxyType(
+            {
+                Hardware.CPU: 20, Hardware.APPLE: 30, Hardware.NVIDIA: 70, Hardware.NVIDIA_SMALL: 40,
+                Hardware.NVIDIA_OLD: 20, Hardware.AMD: 50, Hardware.AMD_SMALL: 20, Hardware.INTEL: 40,
+                "development": 10,
+            }
+        ),
+    )  # fmt: skip
     defaults = EngineDefaults(
         max_num_seqs=1,
         max_model_len_cap=4096,
@@ -93,6 +101,7 @@ class Ollama:
         ),
     )
     metrics: Mapping[Metric, str] = MappingProxyType({})  # not offered
+    container = None  # see `not_run`
 
     def __init__(self) -> None:
         text = resources.files("agent.engines").joinpath("ollama_variables.txt").read_text(encoding="utf-8")

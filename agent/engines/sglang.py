@@ -15,11 +15,14 @@ from types import MappingProxyType
 from agent.engines import openai, ranks
 from agent.engines.arguments import Options
 from agent.engines.base import (
+    CACHE_FOLDER,
     DEVICE_VARIABLES,
     Activity,
     Capabilities,
     Command,
+    Containerized,
     EngineDefaults,
+    Hardware,
     HttpReply,
     HttpRequest,
     Located,
@@ -37,7 +40,7 @@ from agent.errors import FieldViolation
 from agent.models.profile import ModelProfile
 from agent.planning.ledger import CONTEXT, MeasuredTerm
 from agent.planning.memory import sglang as memory
-from agent.planning.memory.base import Card, Estimate, Request
+from agent.planning.memory.base import GIB, Card, Estimate, Request
 from agent.planning.memory.decision import CONTEXT as CONTEXT_BYTES
 from agent.planning.plan import Limits, MemoryTerm, Placement, Plan
 from agent.status import Diagnosis, ExitStatus, Granted
@@ -93,7 +96,15 @@ class SGLang:
         offload=False,
         pipeline=True,
         data=True,
-    )
+        experts=True,
+        suits=MappingProxyType(
+            {
+                Hardware.CPU: 60, Hardware.NVIDIA: 20, Hardware.NVIDIA_SMALL: 30, Hardware.AMD: 20,
+                Hardware.AMD_SMALL: 40, Hardware.INTEL: 30, "throughput": 20, "latency": 20, "long-context": 20,
+                "structured-output": 10, "shared-prefixes": 10,
+            }
+        ),
+    )  # fmt: skip
     defaults = EngineDefaults(
         max_num_seqs=32,
         max_model_len_cap=32768,
@@ -123,6 +134,13 @@ class SGLang:
             Metric.PREEMPTIONS: "sglang:num_retracted_requests_total",
         }
     )
+
+    #: docs/get-started/install, docker/compose.yaml: the image has no entry point.
+    container = Containerized(
+        ("python3", "-m", "sglang.launch_server"), shm_bytes=32 * GIB,
+        ulimits=MappingProxyType({"memlock": -1, "stack": 64 * 1024**2}),
+        caches=MappingProxyType({"HOME": CACHE_FOLDER}),
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._options = Options.read("sglang_options.txt", REFUSED_FLAGS, joins=True)
@@ -154,6 +172,7 @@ class SGLang:
             *("--tp-size", str(placement.tensor)),
             *("--pp-size", str(placement.pipeline)),
             *("--dp-size", str(placement.data)),
+            *(("--ep-size", str(placement.tensor)) if placement.experts else ()),
             *("--context-length", str(limits.max_model_len)),
             *("--max-running-requests", str(limits.max_num_seqs)),
             *("--chunked-prefill-size", str(limits.max_num_batched_tokens)),
@@ -232,8 +251,9 @@ class SGLang:
         free = max(1, room.free - CONTEXT_BYTES)
         request = Request(
             self.name, replace(card, total=free, free=free), tensor=placement.tensor, pipeline=placement.pipeline,
-            utilization=0.5, max_model_len=limits.max_model_len, max_num_seqs=limits.max_num_seqs,
-            max_num_batched_tokens=limits.max_num_batched_tokens, kv_dtype=limits.kv_cache_dtype,
+            expert=placement.experts, utilization=0.5, max_model_len=limits.max_model_len,
+            max_num_seqs=limits.max_num_seqs, max_num_batched_tokens=limits.max_num_batched_tokens,
+            kv_dtype=limits.kv_cache_dtype,
         )  # fmt: skip
         first = memory.estimate(profile, request)
         rest = first.beyond.bytes + first.beyond.uncertainty if first.beyond is not None else 0

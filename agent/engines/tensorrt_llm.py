@@ -16,11 +16,14 @@ from types import MappingProxyType
 from agent.engines import openai, ranks
 from agent.engines.arguments import Options
 from agent.engines.base import (
+    CACHE_FOLDER,
     DEVICE_VARIABLES,
     Activity,
     Capabilities,
     Command,
+    Containerized,
     EngineDefaults,
+    Hardware,
     HttpReply,
     HttpRequest,
     Located,
@@ -38,7 +41,7 @@ from agent.errors import FieldViolation
 from agent.models.profile import ModelProfile
 from agent.planning.ledger import CACHE, MeasuredTerm
 from agent.planning.memory import tensorrt_llm as memory
-from agent.planning.memory.base import Card, Estimate, Request
+from agent.planning.memory.base import GIB, Card, Estimate, Request
 from agent.planning.plan import Limits, MemoryTerm, Placement, Plan
 from agent.status import Diagnosis, ExitStatus, Granted
 
@@ -79,7 +82,13 @@ class TensorRTLLM:
         offload=False,
         pipeline=True,
         data=False,
-    )
+        suits=MappingProxyType(
+            {
+                Hardware.NVIDIA: 30, Hardware.NVIDIA_SMALL: 60, "throughput": 30, "latency": 10, "long-context": 30,
+                "structured-output": 30, "shared-prefixes": 30,
+            }
+        ),
+    )  # fmt: skip
     defaults = EngineDefaults(
         max_num_seqs=256,
         max_model_len_cap=32768,
@@ -108,6 +117,14 @@ class TensorRTLLM:
             Metric.GENERATED_TOKENS: "trtllm_generation_tokens_total",
         }
     )
+
+    #: The documentation's quick start. NVIDIA's entry point puts compatibility libraries in place.
+    container = Containerized(
+        ("/opt/nvidia/nvidia_entrypoint.sh", "trtllm-serve"), shm_bytes=16 * GIB,
+        ulimits=MappingProxyType({"memlock": -1, "stack": 64 * 1024**2}),
+        caches=MappingProxyType({"HOME": CACHE_FOLDER}),
+        files=(str(_SETTINGS),),
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._options = Options.read("tensorrt_llm_options.txt", REFUSED_FLAGS, joins=True)

@@ -15,11 +15,14 @@ from types import MappingProxyType
 from agent.engines import openai, ranks
 from agent.engines.arguments import Options
 from agent.engines.base import (
+    CACHE_FOLDER,
     DEVICE_VARIABLES,
     Activity,
     Capabilities,
     Command,
+    Containerized,
     EngineDefaults,
+    Hardware,
     HttpReply,
     HttpRequest,
     Located,
@@ -36,7 +39,7 @@ from agent.errors import FieldViolation
 from agent.models.profile import ModelProfile
 from agent.planning.ledger import MeasuredTerm
 from agent.planning.memory import tgi as memory
-from agent.planning.memory.base import Card, Estimate, Request
+from agent.planning.memory.base import GIB, Card, Estimate, Request
 from agent.planning.plan import Limits, MemoryTerm, Placement, Plan
 from agent.status import Diagnosis, ExitStatus, Granted
 
@@ -86,7 +89,12 @@ class TGI:
         offload=False,
         pipeline=False,
         data=False,
-    )
+        suits=MappingProxyType(
+            {
+                Hardware.NVIDIA: 50, Hardware.NVIDIA_SMALL: 70, Hardware.NVIDIA_OLD: 40, Hardware.AMD: 40,
+            }
+        ),
+    )  # fmt: skip
     defaults = EngineDefaults(
         max_num_seqs=128,
         max_model_len_cap=16384,
@@ -112,6 +120,9 @@ class TGI:
             Metric.GENERATED_TOKENS: "tgi_request_generated_tokens_sum",
         }
     )
+
+    #: Dockerfile, README: NCCL wants a gigabyte of shared memory.
+    container = Containerized(("/tgi-entrypoint.sh",), shm_bytes=GIB, caches=MappingProxyType({"HOME": CACHE_FOLDER}))
 
     def __init__(self) -> None:
         self._options = Options.read("tgi_options.txt", REFUSED_FLAGS, joins=True)

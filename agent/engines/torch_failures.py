@@ -108,7 +108,7 @@ SIGNATURES: tuple[Signature, ...] = (
         r"|trust_remote_code=True",
         DiagnosisCode.POLICY_DENIED,
         "the model brings code of its own, which nobody allowed to run",
-        "read that code; then give --trust-remote-code in extra_args, if the node policy allows it",
+        "read that code; then name the model in policy.trust_remote_code, and give --trust-remote-code in extra_args",
     ),
     Signature(
         r"RepositoryNotFoundError|RevisionNotFoundError|is not a local folder and is not a valid model identifier",

@@ -15,11 +15,14 @@ from types import MappingProxyType
 from agent.engines import openai, ranks
 from agent.engines.arguments import Options
 from agent.engines.base import (
+    CACHE_FOLDER,
     DEVICE_VARIABLES,
     Activity,
     Capabilities,
     Command,
+    Containerized,
     EngineDefaults,
+    Hardware,
     HttpReply,
     HttpRequest,
     Located,
@@ -94,10 +97,20 @@ class VLLM:
             }
         ),
         spread=Spread.RANKS,
+        # It sizes its cache after these are loaded, within its share.
+        sharing_flags=frozenset({"--enable-lora", "--speculative-config", "--spec-method"}),
         quantizations=_QUANTIZATIONS,
         offload=False,
         pipeline=True,
         data=True,
+        experts=True,
+        suits=MappingProxyType(
+            {
+                Hardware.CPU: 50, Hardware.NVIDIA: 10, Hardware.NVIDIA_SMALL: 20, Hardware.AMD: 10,
+                Hardware.AMD_SMALL: 30, Hardware.INTEL: 20, "throughput": 10, "latency": 30, "long-context": 10,
+                "structured-output": 20, "shared-prefixes": 20,
+            }
+        ),
     )  # fmt: skip
     defaults = EngineDefaults(
         max_num_seqs=256,
@@ -129,6 +142,13 @@ class VLLM:
         }
     )
 
+    #: `docker/Dockerfile`, docs/deployment/docker.md. What it compiles lies below HOME. PyTorch wants the name of
+    #: a user for its caches, and the image need not know this one.
+    container = Containerized(
+        ("vllm",), shm_bytes=16 * GIB, any_user=True, caches=MappingProxyType({"HOME": CACHE_FOLDER}),
+        environment=MappingProxyType({"USER": "vllm"}),
+    )  # fmt: skip
+
     def __init__(self) -> None:
         self._options = Options.read("vllm_options.txt", REFUSED_FLAGS, joins=True)
 
@@ -137,7 +157,8 @@ class VLLM:
             return None
         argv, origin = native
         version = ranks.package_version(argv[0], "vllm") or "unknown"
-        return Located(argv, version, origin, ranks.accelerators(argv[0], _CUDA))
+        accelerators = ranks.accelerators(argv[0], _CUDA)
+        return Located(argv, version, origin, accelerators, lists=("serve", "--help=all"))
 
     def check_extra_args(self, arguments: Sequence[str]) -> tuple[FieldViolation, ...]:
         return tuple(self._options.check(arguments))
@@ -161,6 +182,7 @@ class VLLM:
             *("--tensor-parallel-size", str(placement.tensor)),
             *("--pipeline-parallel-size", str(placement.pipeline)),
             *("--data-parallel-size", str(placement.data)),
+            *(("--enable-expert-parallel",) if placement.experts else ()),
             *(_cpu_flags(plan) if placement.accelerator == "cpu" else _share(limits)),
             *("--runner", "generate" if plan.task in {"chat", "completion"} else "pooling"),
             *("--shutdown-timeout", str(_SHUTDOWN)),
@@ -221,9 +243,11 @@ class VLLM:
         request = Request(
             self.name,
             card,
+            version=memory.NEWEST,
             tensor=placement.tensor,
             pipeline=placement.pipeline,
             data=placement.data,
+            expert=placement.experts,
             utilization=limits.gpu_memory_utilization,
             max_model_len=limits.max_model_len,
             max_num_seqs=limits.max_num_seqs,

@@ -46,8 +46,7 @@ REFUSED_FLAGS: Mapping[str, str] = MappingProxyType(
         "--kv-transfer-config --kv-events-config --ec-transfer-config --weight-transfer-config": _NODES,
         "--cpu-offload-gb --cpu-offload-params --offload-backend --offload-group-size --offload-params": _BUDGET,
         "--offload-num-in-group --offload-prefetch-step --kv-offloading-size --kv-offloading-backend": _BUDGET,
-        "--enable-lora --lora-modules --default-mm-loras --mm-ipc-gpu-memory-gb --engram-config": _BUDGET,
-        "--speculative-config --spec-method --spec-model --spec-tokens --diffusion-config": _BUDGET,
+        "--default-mm-loras --mm-ipc-gpu-memory-gb --engram-config --diffusion-config": _BUDGET,
         "--enable-sleep-mode --enable-cumem-allocator --enable-nccl-comm-suspend": "the memory of a sleeping engine "
         "would look free while the deployment is shown as ready",
         "--download-dir": "the agent fetches and verifies what `model` names",

@@ -57,6 +57,10 @@ class _Retry(Exception):
         self.wait = wait
 
 
+#: What to look at when nobody answers.
+_REACH = "try again later; fetch.endpoint or HF_ENDPOINT names the hub or a mirror, HTTPS_PROXY a proxy"
+
+
 def unavailable(message: str, hint: str = "") -> ProfileError:
     """The hub did not answer, or not as a hub does."""
     return ProfileError(Diagnosis(DiagnosisCode.SOURCE_UNAVAILABLE, message, hint=hint))
@@ -144,7 +148,8 @@ class Hub:
                 wait = max(error.wait, pause)
                 if number == _TRIES or wait > self._remaining(subject):
                     after = f"; it asks to wait {error.wait:g} s" if error.wait else ""
-                    raise unavailable(f"{subject}: {error}{after}", hint="try again later") from None
+                    hint = "try again later" if after else _REACH
+                    raise unavailable(f"{subject}: {error}{after}", hint) from None
             time.sleep(wait)
             pause *= 2
         raise AssertionError

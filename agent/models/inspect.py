@@ -51,7 +51,7 @@ def main_hub(question: Question, token: str) -> dict[str, object]:
 
     def read() -> dict[str, object]:
         with Hub(question.endpoint, token, question.bounds) as hub:
-            return asdict(read_repository(hub, question, _remote_gguf))
+            return asdict(read_repository(hub, question, gguf_from))
 
     return _answered(f"hf:{question.repo}", read)
 
@@ -93,7 +93,8 @@ def _local(path: Path) -> ModelProfile:
     return _gguf(str(path), lambda headers: [headers.Header(file) for file in files], size)
 
 
-def _remote_gguf(label: str, files: Sequence[Reader], size: int) -> ModelProfile:
+def gguf_from(label: str, files: Sequence[Reader], size: int) -> ModelProfile:
+    """The profile of a GGUF model of which only the headers are read. Raises `ProfileError`."""
     return _gguf(label, lambda headers: [headers.begun(file) for file in files], size)
 
 

@@ -198,6 +198,16 @@ def _refusal(code: DiagnosisCode, message: str, hint: str = "") -> ProfileError:
     return ProfileError(Diagnosis(code, message, hint=hint))
 
 
+def parsed(data: object, subject: str) -> ModelProfile:
+    """A profile that another process told as data. Raises `ProfileError`."""
+    try:
+        return _profiles().validate_json(json.dumps(data))
+    except (ValidationError, ValueError):
+        raise _refusal(
+            DiagnosisCode.MODEL_CORRUPT, f"{subject} cannot be read: what its header says is no model"
+        ) from None
+
+
 # Built when the first answer comes, not when the daemon starts.
 
 

@@ -29,6 +29,8 @@ _LEVEL = re.compile(
     r"(?:^|[-._/])((?:UD-)?(?:T?I?Q\d+(?:_[0-9A-Z]+)*|BF16|F16|F32|MXFP4(?:_MOE)?))(?=[-._/]|$)", re.IGNORECASE
 )
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.gguf", re.IGNORECASE)
+#: What a hub says of one file, and means all of them.
+_OF_ALL = frozenset({DiagnosisCode.SOURCE_UNAVAILABLE, DiagnosisCode.MODEL_GATED})
 
 _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
@@ -142,7 +144,7 @@ def read_repository(hub: Hub, question: Question, read_gguf: ReadGguf) -> Reposi
         try:
             found.append(_gguf(files, level, label, read_gguf))
         except ProfileError as error:  # one bad file does not spoil the others
-            if question.variant or error.diagnosis.code == DiagnosisCode.SOURCE_UNAVAILABLE:
+            if question.variant or error.diagnosis.code in _OF_ALL:
                 raise
             left_out.append(error.diagnosis.message)
     if left_out and not found:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from agent.errors import FieldViolation
+from agent.planning import trust
 from agent.settings import Policy
 from agent.spec import DeploymentSpec
 
@@ -21,6 +22,7 @@ def admit(spec: DeploymentSpec, policy: Policy, engines: Mapping[str, Engine]) -
     """Every rule that the spec breaks on this node, whatever its model is; empty: admitted."""
     return (
         *_engine(spec, policy, engines),
+        *_runtime(spec, policy),
         *_source(spec, policy),
         *_limits(spec, policy),
         *_port(spec, policy),
@@ -47,6 +49,12 @@ def _engine(spec: DeploymentSpec, policy: Policy, engines: Mapping[str, Engine])
     yield from _adapter(spec, candidates)
 
 
+def _runtime(spec: DeploymentSpec, policy: Policy) -> Iterator[FieldViolation]:
+    if spec.runtime != "auto" and policy.runtimes is not None and spec.runtime not in policy.runtimes:
+        allowed = ", ".join(policy.runtimes) or "none"
+        yield FieldViolation("runtime", f"the node policy does not allow {spec.runtime!r} (allowed: {allowed})")
+
+
 def _adapter(spec: DeploymentSpec, candidates: list[Engine]) -> Iterator[FieldViolation]:
     """The rules of the adapter, where only one engine is possible; with several, planning takes one that they suit."""
     if len(candidates) != 1:
@@ -67,10 +75,12 @@ def _adapter(spec: DeploymentSpec, candidates: list[Engine]) -> Iterator[FieldVi
 
 
 def _source(spec: DeploymentSpec, policy: Policy) -> Iterator[FieldViolation]:
-    scheme = spec.model.partition(":")[0]
+    scheme, _, rest = spec.model.partition(":")
     if scheme not in policy.model_sources:
         allowed = ", ".join(policy.model_sources) or "none"
         yield FieldViolation("model", f"the node policy does not allow the source {scheme!r} (allowed: {allowed})")
+    if scheme == "gateway" and spec.name in rest.split(","):
+        yield FieldViolation("model", f"a gateway forwards to other deployments, and {spec.name} is itself")
 
 
 def _limits(spec: DeploymentSpec, policy: Policy) -> Iterator[FieldViolation]:
@@ -90,10 +100,13 @@ def _port(spec: DeploymentSpec, policy: Policy) -> Iterator[FieldViolation]:
 
 
 def _extra_args(spec: DeploymentSpec, policy: Policy) -> Iterator[FieldViolation]:
-    if "*" in policy.extra_args:
-        return
     for index, argument in enumerate(spec.extra_args):
         flag = argument.partition("=")[0]
-        if flag.startswith("-") and not _NUMBER.match(flag) and flag not in policy.extra_args:
+        if trust.is_flag(argument):  # the policy's word about the model is the leave for the flag
+            if not trust.allowed(spec.model, policy):
+                yield FieldViolation(f"extra_args[{index}]", trust.denied(spec.model))
+        elif "*" in policy.extra_args:
+            continue
+        elif flag.startswith("-") and not _NUMBER.match(flag) and flag not in policy.extra_args:
             allowed = ", ".join(policy.extra_args) or "none"
             yield FieldViolation(f"extra_args[{index}]", f"the node policy does not allow {flag} (allowed: {allowed})")

@@ -5,12 +5,14 @@ Only what can be said without looking for memory is decided here: policy, format
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 
 from agent.engines.base import Capabilities, Engine, Located, Support
 from agent.models.profile import Basis, ModelProfile
+from agent.planning import flags, trust
+from agent.planning.images import may_have, ways
 from agent.planning.plan import Rejected
 from agent.planning.request import Option, PlanRequest, RefusedError
 from agent.status import Diagnosis, DiagnosisCode
@@ -25,15 +27,32 @@ _CODES = {
     "remote-code": DiagnosisCode.MODEL_UNSUPPORTED,
     "kv-cache-dtype": DiagnosisCode.MODEL_UNSUPPORTED,
     "arguments": DiagnosisCode.BAD_FLAG,
+    "runtimes": DiagnosisCode.POLICY_DENIED,
     "not-found": DiagnosisCode.BINARY_MISSING,
+    "runtime": DiagnosisCode.RUNTIME_UNAVAILABLE,
+    "image": DiagnosisCode.IMAGE_MISSING,
+    "architecture": DiagnosisCode.CPU_UNSUPPORTED,
+    "device": DiagnosisCode.DEVICE_UNSUPPORTED,
+    "driver": DiagnosisCode.DRIVER_UNSUPPORTED,
+    "repository": DiagnosisCode.POLICY_DENIED,
+    "digest": DiagnosisCode.POLICY_DENIED,
+    "toolkit": DiagnosisCode.TOOLKIT_MISSING,
+    "options": DiagnosisCode.BAD_FLAG,  # of an executable that is here and was asked
 }
 _RANK = {code: place for place, code in enumerate(_CODES)}
 _HINTS = {
-    DiagnosisCode.BINARY_MISSING: "install it, name it in engines.<name>.binary, or install llm-node-agent[embedded]",
-    DiagnosisCode.POLICY_DENIED: "policy.engines lists the engines that this node allows",
+    "not-found": "install it, name it in engines.<name>.binary, or install llm-node-agent[embedded]",
+    "policy": "policy.engines lists the engines that this node allows",
+    "runtimes": "policy.runtimes lists what this node allows",
+    "runtime": "`agentctl doctor` says what is wrong with Docker or podman",
+    "image": "name one in catalog/engines.yaml of the configuration directory",
+    "architecture": "name an image for this machine in catalog/engines.yaml of the configuration directory",
+    "device": "choose another engine or device",
+    "driver": "install a newer driver, or name another image in catalog/engines.yaml of the configuration directory",
+    "repository": "allow the repository in images.repositories",
+    "digest": "pin it: give its digest in catalog/engines.yaml of the configuration directory",
 }
 _POOLINGS = {"embedding": frozenset({"mean", "cls", "last"}), "rerank": frozenset({"rank"})}
-_TRUSTS_CODE = "--trust-remote-code"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +80,7 @@ def candidates(request: PlanRequest) -> tuple[list[Candidate], list[Rejected]]:
     found, rejected = _screened(request, thorough=False)
     if not found:
         _, rejected = _screened(request, thorough=True)
-        raise RefusedError(_nothing(rejected), tuple(rejected))
+        raise RefusedError(_nothing(request, rejected), tuple(rejected))
     return found, rejected
 
 
@@ -70,28 +89,34 @@ def _screened(request: PlanRequest, *, thorough: bool) -> tuple[list[Candidate],
     asked = request.spec.engine
     found: list[Candidate] = []
     rejected: list[Rejected] = []
+    formats = tuple(dict.fromkeys(option.profile.format for option in request.options))
     for name in request.engines if asked == "auto" else (asked,):
         if problem := _engine_problem(request, name, thorough=thorough):
             rejected.append(Rejected(name, *problem))
             continue
-        engine, located = request.engines[name], request.located.get(name)
-        rejected += _unreadable(request, engine)
-        for place, option in enumerate(request.options):
-            if option.profile.format not in engine.capabilities.formats:
-                continue
-            label = labelled(request, name, option)
-            broken = next(_problems(request, engine, located, option), None)
-            if broken is not None:
-                rejected.append(Rejected(label, *broken))
-            elif located is not None:
-                support = _support(engine.capabilities, option.profile)
-                found.append(Candidate(label, engine, located, option, place, support))
-    return found, rejected
+        engine = request.engines[name]
+        rejected += _unreadable(request, engine, formats)
+        readable = [(place, option) for place, option in enumerate(request.options)
+                    if option.profile.format in engine.capabilities.formats]  # fmt: skip
+        if not readable:
+            continue
+        able = ways(request, engine)
+        rejected += able.rejected
+        for located in able.found or (() if able.rejected else (None,)):
+            for place, option in readable:
+                label = labelled(request, name, option)
+                broken = next(_problems(request, engine, located, option), None)
+                if broken is not None:
+                    rejected.append(Rejected(label, *broken))
+                elif located is not None:
+                    support = _support(engine.capabilities, option.profile)
+                    label += " in a container" if located.image is not None else ""
+                    found.append(Candidate(label, engine, located, option, place, support))
+    return found, list(dict.fromkeys(rejected))
 
 
-def _unreadable(request: PlanRequest, engine: Engine) -> Iterator[Rejected]:
+def _unreadable(request: PlanRequest, engine: Engine, formats: Iterable[str]) -> Iterator[Rejected]:
     """A line for each format that the engine does not read: it says the same of all variants in it."""
-    formats = dict.fromkeys(option.profile.format for option in request.options)
     for each in formats:
         if each not in engine.capabilities.formats:
             label = engine.name if len(request.options) == 1 else f"{engine.name} with {each}"
@@ -103,13 +128,34 @@ def labelled(request: PlanRequest, name: str, option: Option) -> str:
     return name if len(request.options) == 1 else f"{name} with {option.profile.quantization} ({option.source})"
 
 
-def _nothing(rejected: list[Rejected]) -> Diagnosis:
+def _nothing(request: PlanRequest, rejected: list[Rejected]) -> Diagnosis:
     # The rejection that came closest: an engine that only lacks its executable is more help than one of another kind.
     closest = max(rejected, key=lambda candidate: _RANK[candidate.code])
     code = _CODES[closest.code]
     message = closest.sentence if len(rejected) == 1 else f"no engine can serve it: {closest.sentence}"
-    hint = "name another file, or `auto`" if closest.code == "variant" else _HINTS.get(code, "")
+    if closest.code == "variant" and len(request.options) > 1:
+        return Diagnosis(code, f"no variant of the model is {request.spec.quantization}", hint=_stored(request))
+    hint = "name another file, or `auto`" if closest.code == "variant" else _HINTS.get(closest.code, "")
+    hint = _readers(request) if closest.code == "format" else hint
     return Diagnosis(code, message, hint=hint)
+
+
+def _stored(request: PlanRequest) -> str:
+    names = dict.fromkeys(option.profile.quantization for option in request.options)
+    return f"it is published as {', '.join(names)}; or say `auto`"
+
+
+def _readers(request: PlanRequest) -> str:
+    """What reads the model's files, and what the engine that was asked for reads."""
+    formats = dict.fromkeys(option.profile.format for option in request.options)
+    hints = []
+    for each in formats:
+        engines = [name for name, engine in request.engines.items() if each in engine.capabilities.formats]
+        hints += [f"{each} files are read by {', '.join(engines)}"] if engines else []
+    if request.spec.engine in request.engines:
+        engine = request.engines[request.spec.engine]
+        hints.append(f"{engine.name} reads {', '.join(sorted(engine.capabilities.formats))}: name such a variant")
+    return "; ".join(hints)
 
 
 def _engine_problem(request: PlanRequest, name: str, *, thorough: bool) -> tuple[str, str] | None:
@@ -117,7 +163,7 @@ def _engine_problem(request: PlanRequest, name: str, *, thorough: bool) -> tuple
     policy = request.policy
     if name not in request.engines or (policy.engines is not None and name not in policy.engines):
         return "policy", f"the node policy does not allow the engine {name}"
-    if not thorough and name not in request.located:
+    if not thorough and not may_have(request, name):
         return _not_found(name)
     return None
 
@@ -138,20 +184,21 @@ def _problems(
         yield "task", f"{name} does not serve the task {spec.task}"
     if (sentence := _pooling_problem(request, capabilities, profile)) is not None:
         yield "task", sentence
-    yield from _loading_problems(request, engine, located, profile)
+    yield from _loading_problems(request, engine, located, option)
     if (dtype := spec.limits.kv_cache_dtype) and dtype not in capabilities.kv_cache_dtypes:
         known = ", ".join(capabilities.kv_cache_dtypes)
         yield "kv-cache-dtype", f"{name} has no KV cache type {dtype}; it has {known}"
-    yield from _argument_problems(request, engine)
+    yield from _argument_problems(request, engine, located)
     if located is None:
         code, sentence = _not_found(name)
         yield code, capabilities.not_run or sentence
 
 
 def _loading_problems(
-    request: PlanRequest, engine: Engine, located: Located | None, profile: ModelProfile
+    request: PlanRequest, engine: Engine, located: Located | None, option: Option
 ) -> Iterator[tuple[str, str]]:
     """Whether the engine's build can load these weights at all; on which devices, is seen when they are chosen."""
+    profile = option.profile
     name, capabilities, quantization = engine.name, engine.capabilities, profile.quantization
     support = _support(capabilities, profile)
     if capabilities.quantizations is not None and support is None:
@@ -159,14 +206,16 @@ def _loading_problems(
     if support is not None and located is not None and support.accelerators.isdisjoint(located.accelerators):
         where, build = ", ".join(sorted(support.accelerators)), ", ".join(sorted(located.accelerators))
         yield "quantization", f"{name} runs {quantization} weights on {where}, and this build of it is for {build}"
-    if profile.remote_code and profile.basis == Basis.BOUND and profile.format != "gguf" and not _trusts_code(request):
-        own = f"{profile.architecture} is not known here, and its own Python files would have to run"
-        yield "remote-code", f"{own}: {_TRUSTS_CODE} in extra_args allows it"
+    if (sentence := _code_problem(request, option)) is not None:
+        yield "remote-code", sentence
 
 
-def _argument_problems(request: PlanRequest, engine: Engine) -> Iterator[tuple[str, str]]:
+def _argument_problems(request: PlanRequest, engine: Engine, located: Located | None) -> Iterator[tuple[str, str]]:
     """Arguments are an engine's own: with several engines, one that they suit is taken."""
     spec = request.spec
+    if located is not None and located.options is not None:
+        for flag in flags.unknown(spec.extra_args, located.options):
+            yield "options", flags.sentence(flag, located, engine.name)
     if spec.extra_args:
         for violation in engine.check_extra_args(spec.extra_args):
             yield "arguments", f"{violation.field}: {violation.rule}"
@@ -175,8 +224,16 @@ def _argument_problems(request: PlanRequest, engine: Engine) -> Iterator[tuple[s
             yield "arguments", f"{variable}: {rule}"
 
 
-def _trusts_code(request: PlanRequest) -> bool:
-    return any(argument.replace("_", "-").startswith(_TRUSTS_CODE) for argument in request.spec.extra_args)
+def _code_problem(request: PlanRequest, option: Option) -> str | None:
+    """Python files of the model run where the spec asks for it and the policy names just this source."""
+    profile = option.profile
+    asked = any(map(trust.is_flag, request.spec.extra_args))
+    if asked and not trust.allowed(option.source, request.policy):
+        return trust.denied(option.source)
+    if asked or not profile.remote_code or profile.basis != Basis.BOUND or profile.format == "gguf":
+        return None
+    own = f"{profile.architecture} is not known here, and its own Python files would have to run"
+    return f"{own}: read them; then name the model in the node's policy.trust_remote_code, and give {trust.FLAG}"
 
 
 def _support(capabilities: Capabilities, profile: ModelProfile) -> Support | None:

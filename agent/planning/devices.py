@@ -64,6 +64,17 @@ class Offers:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """Devices for ranks, which are of one kind unless the spec names others, and what decides about a place on them."""
+
+    offers: tuple[Offer, ...]
+    free: int  # bytes of each, at least
+    unified: bool  # their memory is the host's
+    spans: bool  # several of the islands that fast links make
+    kind: tuple[str, int, bool]  # what else decides
+
+
 def label(device: Device) -> str:
     """A device as people know it."""
     return f"{device.vendor} device {device.index} ({device.name})"
@@ -154,6 +165,8 @@ def _problem(request: PlanRequest, device: Device, state: DeviceState, located: 
 
 def _reach(device: Device, located: Located, among: Iterable[Device]) -> tuple[str, str] | None:
     """The accelerator by which this executable reaches the device, and its own name for it."""
+    if located.only is not None and device.id not in located.only:
+        return None
     for accelerator in ("cuda", "rocm", "sycl"):
         if accelerator in located.accelerators and _VENDORS[accelerator] == device.vendor:
             return accelerator, ""
@@ -207,13 +220,24 @@ class Sets:
     def __init__(self, found: Offers) -> None:
         self._found = found
         self._known: dict[int, tuple[tuple[Offer, ...], ...]] = {}
+        self._alike: dict[int, tuple[Alike, ...]] = {}
         whole = [offer.accelerator for offer in found.usable if not offer.device.parent]
         self.most = max((whole.count(name) for name in set(whole)), default=min(1, len(found.usable)))
 
     def __iter__(self) -> Iterator[tuple[Offer, ...]]:
         """Fewest devices first."""
+        return self.with_free(0)
+
+    def with_free(self, least: int) -> Iterator[tuple[Offer, ...]]:
+        """Those that have so many bytes together, fewest devices first."""
+        free = sorted((offer.free for offer in self._found.usable), reverse=True)
         for size in range(1, self.most + 1):
-            yield from self.of(size)
+            if sum(free[:size]) >= least:
+                yield from (group for group in self.of(size) if _free(group) >= least)
+
+    @cached_property
+    def largest(self) -> tuple[tuple[Offer, ...], ...]:
+        return largest_sets(self)
 
     def of(self, size: int) -> tuple[tuple[Offer, ...], ...]:
         """Those that are joined best first, then those with the least free memory. Of sets that differ in nothing but
@@ -222,6 +246,19 @@ class Sets:
         if size not in self._known:
             self._known[size] = tuple(self._made(size))
         return self._known[size]
+
+    def alike(self, size: int) -> tuple[Alike, ...]:
+        """Those of one kind of device."""
+        if size not in self._alike:
+            groups = (group for group in self.of(size) if len({offer.device.name for offer in group}) == 1)
+            self._alike[size] = tuple(self.looked_at(group) for group in groups)
+        return self._alike[size]
+
+    def looked_at(self, group: tuple[Offer, ...]) -> Alike:
+        free = min(offer.free for offer in group)
+        unified = any(offer.device.memory_kind == "unified" for offer in group)
+        device, spans = group[0].device, len(group) > 1 and 1 < self.island(group) < len(group)
+        return Alike(group, free, unified, spans, (device.name, device.memory_bytes, unified))
 
     def _made(self, size: int) -> list[tuple[Offer, ...]]:
         best: dict[tuple[object, ...], tuple[tuple[int, int, object], tuple[Offer, ...]]] = {}
@@ -278,7 +315,7 @@ def largest_sets(candidates: Iterable[tuple[Offer, ...]]) -> tuple[tuple[Offer, 
 
 
 def _free(members: Iterable[Offer]) -> int:
-    return sum(offer.free for offer in members)
+    return sum([offer.free for offer in members])
 
 
 def _distances(found: Offers) -> dict[frozenset[str], int]:

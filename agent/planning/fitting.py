@@ -144,15 +144,15 @@ def _targets(
             yield _part(designer, (found.usable,), least=1), _Reduce.ALL, _Where.PART
         return
     groups = []
-    for group in sets:
-        # Smaller than the weights, whatever the limits: no closer look is needed.
-        if len(group) <= capabilities.most_devices and designer.may_hold(group):
+    # With less than the weights, whatever the limits, no closer look is needed.
+    for group in sets.with_free(designer.least):
+        if len(group) <= capabilities.most_devices:
             groups.append(group)
             yield _whole(designer, group), _Reduce.NOTHING, _Where.WHOLE
     most_free = largest_sets(groups)
     # The CPU would serve as many sequences as asked for, so a device must not serve fewer.
     yield from ((_whole(designer, group), _Reduce.CONTEXT, _Where.WHOLE) for group in most_free)
-    parts, least = largest_sets(sets) if capabilities.offload else (), designer.layers * LEAST_PART
+    parts, least = sets.largest if capabilities.offload else (), designer.layers * LEAST_PART
     parts = tuple(group for group in parts if len(group) <= capabilities.most_devices)
     yield _part(designer, parts, least), _Reduce.NOTHING, _Where.PART
     yield from ((make, _Reduce.NOTHING, _Where.CPU) for make in only_cpu)
@@ -177,7 +177,7 @@ def _part(designer: Designer, groups: Sequence[tuple[Offer, ...]], least: float)
 
     def make(limits: Limits) -> Layout | None:
         best, most = None, least
-        if groups and not designer.may_share(groups[-1]):
+        if groups and not designer.may_share(groups[-1], limits):
             return None
         for group in reversed(groups):
             layout = designer.filled(limits, group)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.engines.base import LayersEngine
 from agent.planning.devices import Offer, environment
-from agent.planning.ledger import Experience
+from agent.planning.ledger import CACHE, WEIGHTS, Experience
 from agent.planning.plan import Limits, MemoryBudget, Placement
 from agent.planning.request import PlanRequest
 
@@ -37,21 +37,37 @@ class Designer:
     engine: LayersEngine
     free: int
     experience: Experience
+    _known: dict[tuple[Limits, str], tuple[int, int]] = field(default_factory=dict)
+    _filled_with: dict[tuple[Limits, tuple[int, ...]], Layout | None] = field(default_factory=dict)
 
     @property
     def layers(self) -> int:
         """All that can lie on devices."""
         return self.engine.device_layers(self.request.profile)
 
-    def may_hold(self, group: tuple[Offer, ...]) -> bool:
-        """Whether the devices have room for the layers' weights, which is the least that they need."""
+    @property
+    def least(self) -> int:
+        """Bytes of the layers' weights, which devices that hold all layers need at least."""
         profile = self.request.profile
-        repeating = profile.tensor_bytes - profile.embedding_bytes - profile.output_bytes
-        return bool(self.experience) or repeating <= sum(offer.free for offer in group)
+        return 0 if self.experience else profile.tensor_bytes - profile.embedding_bytes - profile.output_bytes
 
-    def may_share(self, group: tuple[Offer, ...]) -> bool:
-        """Whether devices and host have room for the weights together."""
-        return bool(self.experience) or self.request.profile.tensor_bytes <= self.free + sum(o.free for o in group)
+    def may_share(self, group: tuple[Offer, ...], limits: Limits) -> bool:
+        """Whether devices and host have room for weights and cache together."""
+        if self.experience:
+            return True
+        room = self.free + sum(offer.free for offer in group)
+        return self.request.profile.tensor_bytes <= room and self._least(limits, group)[1] <= room
+
+    def _least(self, limits: Limits, group: tuple[Offer, ...]) -> tuple[int, int]:
+        """Bytes with all layers on one device, which several take at least; and its weights and cache, which lie
+        somewhere in any case.
+        """
+        key = (limits, group[0].accelerator)
+        if key not in self._known:
+            budget = self.evenly(limits, group[:1], self.layers).budgets[1]
+            kept = sum(term.bytes for term in budget.terms if term.name in {WEIGHTS, CACHE})
+            self._known[key] = (budget.bytes, kept)
+        return self._known[key]
 
     def fits(self, layout: Layout | None) -> bool:
         return layout is not None and layout.fits_devices and layout.host_bytes <= self.free
@@ -72,6 +88,8 @@ class Designer:
 
     def all_layers(self, limits: Limits, group: tuple[Offer, ...]) -> Layout | None:
         """Everything on these devices, if it fits."""
+        if not self.experience and self._least(limits, group)[0] > sum(offer.free for offer in group):
+            return None
         layout = self._laid_out(limits, group, self.layers)
         return layout if self.fits(layout) else None
 
@@ -82,6 +100,12 @@ class Designer:
 
     def filled(self, limits: Limits, group: tuple[Offer, ...]) -> Layout | None:
         """As many layers as the devices hold, whether the host has room for the rest or not."""
+        key = (limits, tuple(map(id, group)))
+        if key not in self._filled_with:
+            self._filled_with[key] = self._as_many(limits, group)
+        return self._filled_with[key]
+
+    def _as_many(self, limits: Limits, group: tuple[Offer, ...]) -> Layout | None:
         made: dict[int, Layout | None] = {}
 
         def laid_out(total: int) -> Layout | None:
@@ -139,13 +163,28 @@ class Designer:
         offer, after, left = group[len(done)], len(group) - len(done) - 1, total - sum(done)
         least, most = (1, left - after) if after else (left, left)
 
-        def holds(count: int) -> bool:
-            return self._next_budget(limits, group, done, (count, left - count)) <= offer.free
+        known: dict[int, int] = {}
 
-        # A device like the one before it holds about as many.
-        guess = done[-1] if done and offer.free == group[len(done) - 1].free else most
-        if least <= guess < most and holds(guess) and not holds(guess + 1):
-            return guess
+        def size(count: int) -> int:
+            if count not in known:
+                known[count] = self._next_budget(limits, group, done, (count, left - count))
+            return known[count]
+
+        def holds(count: int) -> bool:
+            return size(count) <= offer.free
+
+        # A device like the one before it holds about as many; layers of a model differ little.
+        if done and offer.free == group[len(done) - 1].free and least <= done[-1] < most:
+            guess = done[-1]
+        elif not holds(least):
+            return None
+        elif holds(most):
+            return most
+        else:
+            guess = least + (offer.free - size(least)) * (most - least) // max(1, size(most) - size(least))
+        for count in (guess, guess - 1, guess + 1):
+            if least <= count < most and holds(count) and not holds(count + 1):
+                return count
         return largest(holds, least, most)
 
     def _next_budget(
@@ -164,15 +203,18 @@ class Designer:
                 layers, offers, place = (sum(done), *layers), (group[0], *offers), 1
             if after:
                 layers, offers = (*layers, rest), (*offers, group[-1])
-        return self._layout(limits, offers, layers).budgets[place + 1].bytes
+        return self._layout(limits, offers, layers, seen=False).budgets[place + 1].bytes
 
-    def _layout(self, limits: Limits, group: tuple[Offer, ...], layers: tuple[int, ...]) -> Layout:
+    def _layout(
+        self, limits: Limits, group: tuple[Offer, ...], layers: tuple[int, ...], *, seen: bool = True
+    ) -> Layout:
+        """Without `seen` only its budgets count, not what an engine would be told."""
         names = tuple(offer.name for offer in group)
         placement = Placement(
             accelerator=group[0].accelerator if group else "cpu",
             layers=layers,
             names=names if all(names) else (),
-            environment=environment([offer.device for offer in group]),
+            environment=environment([offer.device for offer in group]) if seen else {},
         )
         pools = self.engine.memory_terms(self.request.profile, limits, self.request.spec.task, placement)
         if self.experience:

@@ -58,7 +58,7 @@ class Key:
     max_num_seqs: int
     max_model_len: int
     max_num_batched_tokens: int
-    ranks: tuple[int, ...] = ()  # of engines of ranks on several devices: tensor, pipeline, data
+    ranks: tuple[int, ...] = ()  # of engines of ranks on several devices: tensor, pipeline, data; 1 for whole experts
 
     @property
     def layout(self) -> tuple[object, ...]:
@@ -126,7 +126,7 @@ class Fixed:
 
 def _ranks(placement: Placement) -> tuple[int, ...]:
     found = (placement.tensor, placement.pipeline, placement.data)
-    return () if found == (1, 1, 1) else found
+    return () if found == (1, 1, 1) else (*found, *([1] if placement.experts else []))
 
 
 def key_of(plan: Plan, cpu: str, devices: Sequence[str]) -> Key:

@@ -70,6 +70,24 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class Image:
+    """The container image that the engine runs in."""
+
+    repository: str  # with its registry
+    tag: str
+    digest: str = ""  # "sha256:..." that is pinned, later the one that was pulled
+    architecture: str = ""
+    bytes: int = 0  # compressed, about; 0: not known
+    environment: Mapping[str, str] = field(default_factory=dict)  # that it needs on this node
+    id: str = ""  # "sha256:..." of its content on this node, once it is here
+    paths: tuple[str, ...] = ()  # of the weights, on this node: the container sees them at the same place
+
+    @property
+    def name(self) -> str:
+        return f"{self.repository}:{self.tag}"
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """The limits in force. Context is per sequence (tokens); 'gpu_memory_utilization' is None on a CPU node."""
 
@@ -101,6 +119,7 @@ class Placement:
     tensor: int = 1  # ranks that share each layer; tensor * pipeline * data devices
     pipeline: int = 1  # stages of consecutive layers
     data: int = 1  # replicas behind one port
+    experts: bool = False  # each rank has whole experts, instead of a slice of all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +143,8 @@ class Plan:
     task: str
     engine: str
     engine_version: str
-    binary: tuple[str, ...]  # argv prefix of the engine: ("/usr/bin/llama-server",)
-    runtime: str  # "process"
+    binary: tuple[str, ...]  # argv prefix of the engine: ("/usr/bin/llama-server",); in a container, the image's
+    runtime: str  # "process" or "docker"
     variant: Variant
     devices: tuple[str, ...]  # empty: CPU
     limits: Limits
@@ -135,6 +154,7 @@ class Plan:
     rejected: tuple[Rejected, ...] = ()
     placement: Placement = field(default_factory=Placement)
     capacity: Capacity | None = None  # None: in plans of agents that did not count it
+    image: Image | None = None  # of the runtime "docker"
 
     @property
     def host_bytes(self) -> int:

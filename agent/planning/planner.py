@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from agent.engines.base import Engine, Located
+from agent.planning import flags
 from agent.planning.candidates import candidates
+from agent.planning.images import planned, runtime_reason
 from agent.planning.plan import Plan, Reason, Variant
 from agent.planning.ranking import Ranked, Ranking
 from agent.planning.remedies import with_remedies
@@ -53,10 +55,12 @@ def _plan(supply: Supply) -> Plan:
     spec, candidate = request.spec, chosen.candidate
     engine, located, profile = candidate.engine, candidate.located, candidate.profile
     name = spec.served_name or spec.name
+    runtime = runtime_reason(request, engine, located)
     reasons = (
         _engine_reason(request, chosen, ranking, alone=len(found) == 1),
         _binary_reason(located),
-        _runtime_reason(engine),
+        runtime,
+        *(located.image.reasons if located.image is not None else ()),
         _variant_reason(request, chosen, ranking),
         fitted.devices,
         Reason("model_name", name, "from-spec", "served_name" if spec.served_name else "the deployment's name"),
@@ -65,7 +69,7 @@ def _plan(supply: Supply) -> Plan:
         *fitted.reasons,
         *(Reason("extra_args", argument, "from-spec", "the spec says so") for argument in spec.extra_args),
     )
-    return Plan(
+    made = Plan(
         deployment=spec.name,
         generation=request.generation,
         model_name=name,
@@ -73,7 +77,7 @@ def _plan(supply: Supply) -> Plan:
         engine=engine.name,
         engine_version=located.version,
         binary=located.argv,
-        runtime=_runtime_reason(engine).value,
+        runtime=runtime.value,
         variant=Variant(
             source=candidate.option.source,
             path=profile.path,
@@ -91,13 +95,19 @@ def _plan(supply: Supply) -> Plan:
         rejected=(*others, *fitted.rejected),
         placement=fitted.layout.placement,
         capacity=fitted.capacity,
+        image=planned(located.image) if located.image is not None else None,
     )
+    if (problem := flags.problem(made, engine, located)) is not None:
+        raise RefusedError(problem)
+    return made
 
 
 def _engine_reason(request: PlanRequest, chosen: Ranked, ranking: Ranking, *, alone: bool) -> Reason:
     asked, name, located = request.spec.engine, chosen.engine, chosen.candidate.located
     where = {"config": "configured on this node", "path": "found on PATH", "embedded": "the embedded one"}
     found = f"{where.get(located.origin, located.origin)}, version {located.version}"
+    if located.image is not None:
+        found = f"in its image {located.version}"
     if located.origin == "assumed":
         found = "assumed: no executable was looked for"
     if asked != "auto":
@@ -116,15 +126,11 @@ def _variant_reason(request: PlanRequest, chosen: Ranked, ranking: Ranking) -> R
     return Reason("variant", quantization, "computed", ranking.why_variant(chosen))
 
 
-def _runtime_reason(engine: Engine) -> Reason:
-    if "process" in engine.capabilities.runtimes:
-        return Reason("runtime", "process", "computed", "the engine runs natively")
-    return Reason("runtime", "docker", "computed", "the engine is published as an image only")
-
-
 def _binary_reason(located: Located) -> Reason:
     command = " ".join(located.argv)
     if located.origin == "assumed":
         return Reason("binary", command, "assumed", "assumed: no executable was looked for")
+    if located.image is not None:
+        return Reason("binary", command, "computed", "what starts it in its image")
     code = "from-policy" if located.origin == "config" else "computed"
     return Reason("binary", command, code, f"found by: {located.origin}")

@@ -1,7 +1,8 @@
 """Which candidate is tried first: engines by hardware and aim, variants by what the devices compute best.
 
-The tables are those that practitioners use: docs/reference/planning.md shows them, decision 9 says why.
-Lower sorts first; equal requests give equal orders.
+Each adapter says where its engine stands (`Capabilities.suits`); the tables of quantizations are here. Both are those
+that practitioners use: docs/reference/planning.md shows them, decision 9 says why. Lower sorts first; equal requests
+give equal orders.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from enum import StrEnum
 from functools import cache
 from types import MappingProxyType
 
+from agent.engines.base import Engine, Hardware
 from agent.hardware.inventory import Device
 from agent.planning.candidates import Candidate
+from agent.planning.images import order
 from agent.planning.plan import GIB, Rejected
 from agent.planning.request import PlanRequest
 
@@ -21,19 +24,6 @@ from agent.planning.request import PlanRequest
 MANY_REQUESTS = 10
 #: Cards with less memory are a person's own: one user, GGUF, a desktop beside it. Bytes.
 SMALL_CARD = 20 * GIB
-
-
-class Hardware(StrEnum):
-    """What decides between engines."""
-
-    CPU = "a CPU"
-    APPLE = "Apple silicon"
-    NVIDIA = "NVIDIA cards"
-    NVIDIA_SMALL = "small NVIDIA cards"
-    NVIDIA_OLD = "NVIDIA cards before Turing"
-    AMD = "AMD cards"
-    AMD_SMALL = "small AMD cards"
-    INTEL = "Intel cards"
 
 
 class Generation(StrEnum):
@@ -50,33 +40,9 @@ class Generation(StrEnum):
     OTHER = "this hardware"
 
 
-_LARGE_CARDS = ("vllm", "sglang", "tensorrt-llm", "llama.cpp", "tgi", "nim", "ollama", "lm-studio", "ctranslate2")
-_SMALL_CARDS = ("llama.cpp", "vllm", "sglang", "ollama", "lm-studio", "tensorrt-llm", "tgi", "nim", "ctranslate2")
-#: Engines by hardware, best first, where the aim says nothing else.
-ENGINES: Mapping[Hardware, tuple[str, ...]] = MappingProxyType(
-    {
-        Hardware.CPU: ("llama.cpp", "ollama", "lm-studio", "ctranslate2", "vllm", "sglang"),
-        Hardware.APPLE: ("mlx-lm", "llama.cpp", "ollama", "lm-studio"),
-        Hardware.NVIDIA: _LARGE_CARDS,
-        Hardware.NVIDIA_SMALL: _SMALL_CARDS,
-        Hardware.NVIDIA_OLD: ("llama.cpp", "ollama", "lm-studio", "tgi", "ctranslate2"),
-        Hardware.AMD: ("vllm", "sglang", "llama.cpp", "tgi", "ollama", "lm-studio"),
-        Hardware.AMD_SMALL: ("llama.cpp", "ollama", "vllm", "sglang", "lm-studio"),
-        Hardware.INTEL: ("llama.cpp", "vllm", "sglang", "ollama", "lm-studio"),
-    }
-)
-_DEVELOPMENT = ("ollama", "llama.cpp", "lm-studio")
-#: Engines that an aim puts before those, on cards. On a CPU and on Apple silicon only development changes the order.
-AIMS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "throughput": ("vllm", "sglang", "tensorrt-llm"),
-        "latency": ("tensorrt-llm", "sglang", "vllm"),
-        "long-context": ("vllm", "sglang", "tensorrt-llm"),
-        "structured-output": ("sglang", "vllm", "tensorrt-llm"),
-        "shared-prefixes": ("sglang", "vllm", "tensorrt-llm"),
-        "development": _DEVELOPMENT,
-    }
-)
+#: Without a place of its own.
+_LAST = 1 << 30
+#: An aim's engines come before those of the hardware; here only development's do.
 _NO_CARDS = frozenset({Hardware.CPU, Hardware.APPLE})
 
 _SIXTEEN = ("bf16", "f16")
@@ -125,7 +91,7 @@ class Ranked:
     """A candidate at one place of the order. `most`: only if its weights take at most this part of the devices."""
 
     candidate: Candidate
-    key: tuple[int, int, int, int]
+    key: tuple[int, ...]
     most: float | None = None
     lossy: bool = False
 
@@ -142,19 +108,18 @@ class Ranking:
         best = max(devices, key=lambda device: (device.memory_bytes, device.id), default=None)
         self.hardware = hardware(best)
         self.generation = generation(best)
-        first = AIMS.get(self.aim, ()) if self.hardware not in _NO_CARDS or self.aim == "development" else ()
-        order = dict.fromkeys((*first, *ENGINES[self.hardware], *request.engines))
-        self._engines = {name: place for place, name in enumerate(order)}
+        self._aimed = self.hardware not in _NO_CARDS or self.aim == "development"
+        self._listed = {name: place for place, name in enumerate(request.engines)}
         self._variants = _variants(self.generation)
         self._richer = {name: place for place, name in enumerate(RICHER)} if self.hardware != Hardware.CPU else {}
 
     def at_home(self, found: Sequence[Candidate]) -> tuple[list[Candidate], list[Rejected]]:
         """Without engines that are for other hardware, unless there are no others or the spec names one."""
-        table = ENGINES[self.hardware]
-        home = [candidate for candidate in found if candidate.engine.name in table]
+        home = [candidate for candidate in found if self.hardware in candidate.engine.capabilities.suits]
         if self._named or not home:
             return list(found), []
-        away = dict.fromkeys(candidate.engine.name for candidate in found if candidate.engine.name not in table)
+        at_home = {candidate.engine.name for candidate in home}
+        away = dict.fromkeys(candidate.engine.name for candidate in found if candidate.engine.name not in at_home)
         rule = f"is not for {self.hardware}; `engine` in the spec can name it"
         return home, [Rejected(name, "hardware", f"{name} {rule}") for name in away]
 
@@ -164,14 +129,19 @@ class Ranking:
 
     def _places(self, candidate: Candidate) -> Iterable[Ranked]:
         name = candidate.profile.quantization
-        after = (_TRUST.get(candidate.option.trust, len(_TRUST)), candidate.place)
-        engine = self._engines[candidate.engine.name]
-        if candidate.engine.capabilities.not_run:
-            engine += len(self._engines)  # a plan for hardware that is not here shall be one that could be carried out
+        after = (_TRUST.get(candidate.option.trust, len(_TRUST)), candidate.place, order(candidate.located))
+        engine = self._place(candidate.engine)
         if name in self._richer:
-            yield Ranked(candidate, (engine, self._richer[name], *after), RICHER[name])
+            yield Ranked(candidate, (*engine, self._richer[name], *after), RICHER[name])
         usual = self._variants.get(name, self._variants[""])
-        yield Ranked(candidate, (engine, usual, *after), None, name in LOSSY)
+        yield Ranked(candidate, (*engine, usual, *after), None, name in LOSSY)
+
+    def _place(self, engine: Engine) -> tuple[int, ...]:
+        """A plan for hardware that is not here shall be one that could be carried out: what is not run comes last."""
+        suits = engine.capabilities.suits
+        aimed = suits.get(self.aim, _LAST) if self._aimed else _LAST
+        listed = self._listed[engine.name]
+        return bool(engine.capabilities.not_run), aimed, suits.get(self.hardware, _LAST), listed
 
     def why_lower(self, lower: Ranked, chosen: Ranked) -> str:
         """Why one that could serve too stands behind the one that was chosen."""
@@ -183,6 +153,8 @@ class Ranking:
         ours, theirs = lower.candidate.option.trust, chosen.candidate.option.trust
         if ours != theirs:
             return f"ranked lower: {_PUBLISHERS.get(ours, ours)} comes after {_PUBLISHERS.get(theirs, theirs)}"
+        if lower.candidate.place == chosen.candidate.place:
+            return "ranked lower: what is here already comes before an image, unless the image reaches devices"
         return "ranked lower: listed later"
 
     def why_variant(self, chosen: Ranked) -> str:
@@ -249,5 +221,10 @@ def generation(best: Device | None) -> Generation:
 
 def capability(device: Device) -> tuple[int, int]:
     """NVIDIA's compute capability; (0, 0) where it is not known."""
-    major, _, minor = device.compute_capability.partition(".")
+    return _parsed(device.compute_capability)
+
+
+@cache
+def _parsed(text: str) -> tuple[int, int]:
+    major, _, minor = text.partition(".")
     return (int(major), int(minor or 0)) if major.isdecimal() else (0, 0)

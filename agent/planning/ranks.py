@@ -7,14 +7,14 @@ where nobody insists, the largest sets; then the CPU. Never devices of two kinds
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import ceil
 
 from agent.engines.base import Located, RanksEngine, Support
 from agent.models.profile import Group
 from agent.planning.amounts import gib
-from agent.planning.devices import Offer, Offers, environment, label
+from agent.planning.devices import Alike, Offer, environment, label
 from agent.planning.fitting import SHORTEST_DEFAULT, Fitted, numa_reason
 from agent.planning.joint import Way, Wish
 from agent.planning.layout import Layout
@@ -23,7 +23,8 @@ from agent.planning.limits import Choice, Usual, choose_limits, utilization
 from agent.planning.memory.base import Card
 from agent.planning.plan import MemoryBudget, Placement, Rejected
 from agent.planning.ranking import capability
-from agent.planning.request import MisfitError, PlanRequest
+from agent.planning.request import FAR, MisfitError, PlanRequest
+from agent.planning.running import instead, runnable
 from agent.planning.shapes import MOST_STAGES, Shape, Shapes
 from agent.planning.supply import Supply
 from agent.planning.telling import (
@@ -46,8 +47,6 @@ COMFORTABLE = 8192
 #: Tokens of one of several requests at the same time whose length nobody says: a chat's prompt and its answer.
 USUAL_REQUEST = 2048
 _CPU = "cpu"
-#: As far from fitting as can be: there is nothing to run on.
-NO_DEVICE = 1 << 63
 
 
 class Ranks:
@@ -59,7 +58,8 @@ class Ranks:
         self.request, self.engine, self.supply = request, engine, supply
         self.profile = request.profile
         _, self.shared = utilization(request, engine)
-        self.found = _runnable(supply.offers(located, 1.0), support, self.profile.quantization, engine.name)
+        self._offers = supply.offers(located, 1.0)
+        self.found = runnable(self._offers, support, self.profile.quantization, engine.name)
         self.sets = supply.sets(self.found)
         self.shapes = Shapes(self.profile, engine.capabilities)
         self.subject = Subject(request, engine, _experience(request, engine, located))
@@ -74,6 +74,7 @@ class Ranks:
         self._weights = self.profile.tensor_bytes - self.profile.group(Group.MTP).bytes
         self._choices: dict[object, Choice] = {}
         self._ways: dict[object, Way] = {}
+        self._trials: dict[object, Trial] = {}
         self._hopeless: set[object] = set()  # places where no limits help
         self._hosts: dict[object, MemoryBudget] = {}
 
@@ -83,13 +84,16 @@ class Ranks:
         if way is None:
             rejected = (*self.found.rejected, *self._passed_over(None))
             raise MisfitError(self.diagnosis(), self.missing, rejected)
+        flags = {argument.partition("=")[0] for argument in self.request.spec.extra_args}
+        if flags & self.engine.capabilities.sharing_flags:
+            way = replace(way, doubt=way.doubt or "extra_args ask for what takes memory of the cache")
         choice, host = self._choice_of(way), self._host(way)
         return Fitted(
             choice=replace(choice, limits=way.limits, reasons=limit_reasons(self.request, way, choice, self.shared)),
             layout=Layout(way.offers, way.placement, (host, *budgets(way))),
             devices=devices_reason(self.request, self.found, way),
             reasons=(
-                *shape_reason(way, self.shapes.problem(way.placement.tensor * way.placement.pipeline)),
+                *shape_reason(way, self.shapes),
                 *numa_reason(self.request, [offer.device for offer in way.offers]),
                 *budget_reasons(way, host, self.supply.free),
                 capacity_reason(self.request, way),
@@ -104,7 +108,7 @@ class Ranks:
 
     def _all(self) -> Iterator[Way]:
         """More are only tried when those before were not taken."""
-        if self.found.usable:
+        if self.found.usable and not self._is_futile():
             workload = self.request.spec.workload
             requests = workload.concurrency if workload.context_tokens is not None else None
             if requests is not None:
@@ -123,6 +127,12 @@ class Ranks:
             trial = HostTrial(self.subject, self._choice(None), _placed(()), self.supply.free.bytes)
             for wish in (self._wish(None), self._least()):
                 yield self._remembered(trial.solved(wish))
+
+    def _is_futile(self) -> bool:
+        """Whether not even the least fits anywhere. Found out first where nobody reads how much is missing."""
+        if not self.supply.brief:
+            return False
+        return all(way.missing for way in self._on_devices(self._least(), smallest_first=False))
 
     @property
     def _fixed(self) -> frozenset[str]:
@@ -152,78 +162,91 @@ class Ranks:
         yield from self._tries(self._staged(smallest_first=smallest_first), wish)
         yield from self._tries(self._whole(smallest_first=smallest_first, over_islands=True), wish)
 
-    def _tries(self, places: Iterable[tuple[tuple[Offer, ...], Shape]], wish: Wish) -> Iterator[Way]:
-        for group, shape in places:
-            way = self._tried(group, shape, wish)
-            if way is not None:
-                yield way
+    def _tries(self, places: Iterable[tuple[Sequence[Alike], Shape]], wish: Wish) -> Iterator[Way]:
+        for sets, shape in places:
+            yield from self._tried(sets, shape, wish)
 
-    def _whole(self, *, smallest_first: bool, over_islands: bool = False) -> Iterator[tuple[tuple[Offer, ...], Shape]]:
-        for group in self._groups(smallest_first=smallest_first):
-            if self._spans_islands(group) == over_islands:
-                yield from ((group, shape) for shape in self.shapes.whole(len(group)))
+    def _whole(self, *, smallest_first: bool, over_islands: bool = False) -> Iterator[tuple[Sequence[Alike], Shape]]:
+        for size, sets in self._sizes(smallest_first=smallest_first):
+            for shape in self.shapes.whole(size):
+                yield [each for each in sets if each.spans == over_islands], shape
 
-    def _staged(self, *, smallest_first: bool) -> Iterator[tuple[tuple[Offer, ...], Shape]]:
+    def _staged(self, *, smallest_first: bool) -> Iterator[tuple[Sequence[Alike], Shape]]:
         for stages in range(2, min(MOST_STAGES, self._most) + 1):
-            for group in self._groups(smallest_first=smallest_first):
-                if len(group) % stages == 0:
-                    yield from ((group, shape) for shape in self.shapes.staged(len(group) // stages, stages))
+            for size, sets in self._sizes(smallest_first=smallest_first):
+                if size % stages == 0:
+                    yield from ((sets, shape) for shape in self.shapes.staged(size // stages, stages))
 
     @property
     def _most(self) -> int:
         return self.sets.most if self.request.spec.devices == "auto" else len(self.found.usable)
 
-    def _groups(self, *, smallest_first: bool) -> Iterator[tuple[Offer, ...]]:
+    def _sizes(self, *, smallest_first: bool) -> Iterator[tuple[int, Sequence[Alike]]]:
+        """Sets of devices, by how many each has."""
         if self.request.spec.devices != "auto":
-            yield self.found.usable
+            yield len(self.found.usable), (self.sets.looked_at(self.found.usable),)
             return
         sizes = range(1, min(self._most, self.engine.capabilities.most_devices) + 1)
+        most = max(offer.free for offer in self.found.usable)
         for size in sizes if smallest_first else reversed(sizes):
-            yield from self._alike(size)
-
-    def _alike(self, size: int) -> Iterator[tuple[Offer, ...]]:
-        return (group for group in self.sets.of(size) if len({offer.device.name for offer in group}) == 1)
-
-    def _spans_islands(self, group: tuple[Offer, ...]) -> bool:
-        return len(group) > 1 and 1 < self.sets.island(group) < len(group)
+            too_heavy = self._weights // size > most and not self.subject.experience
+            if not (too_heavy and self.supply.brief):  # otherwise it is told how heavy
+                yield size, self.sets.alike(size)
 
     def _replicated(self, requests: int) -> Iterator[Way]:
         """As many replicas of the smallest set that holds one request as the rest of the requests needs."""
         one = next((way for way in self._on_devices(self._wish(None), smallest_first=True) if way.assured), None)
         if one is None or self.request.spec.devices != "auto":
             return
-        shape, each = Shape(one.placement.tensor, one.placement.pipeline), max(1, int(one.requests))
+        shape, each = replace(Shape.of(one.placement), data=1), max(1, int(one.requests))
         most = self.sets.most // shape.devices
         for data in range(min(most, ceil(requests / each)), most + 1):
             wish = self._wish(ceil(requests / data))
             for replicas in self.shapes.replicas(shape, data):
-                for group in self._alike(replicas.devices):
-                    if (way := self._tried(group, replicas, wish)) is not None:
-                        yield way
+                yield from self._tried(self.sets.alike(replicas.devices), replicas, wish)
 
-    def _tried(self, group: tuple[Offer, ...], shape: Shape, wish: Wish) -> Way | None:
-        """None where the weights alone are too large."""
-        placement = _placed(group, shape)
-        free = min(offer.free for offer in group)
-        if any(offer.device.memory_kind == "unified" for offer in group):
-            free = max(0, min(free, self.supply.free.bytes - self._processes(placement).bytes))
+    def _tried(self, sets: Sequence[Alike], shape: Shape, wish: Wish) -> Iterator[Way]:
+        """On sets of one size. Less memory never holds what more does not: once one of a kind was too small, the one
+        with the most is looked at, and if it is too small no other.
+        """
+        too_small: dict[object, bool] = {}  # by kind: whether the one with the most is
+        for place in sets:
+            if too_small.get(place.kind):
+                continue
+            way = self._way(place, shape, wish)
+            if way is not None:
+                yield self._remembered(way)
+            if (way is None or way.missing) and place.kind not in too_small:
+                most = max((other for other in sets if other.kind == place.kind), key=lambda other: other.free)
+                best = way if most is place else self._way(most, shape, wish)
+                too_small[place.kind] = best is None or bool(best.missing)
+                if best is not None and best.missing:
+                    self._remembered(best)
+
+    def _way(self, place: Alike, shape: Shape, wish: Wish) -> Way | None:
+        """None where no limits help: the weights alone are too large, or it was seen before."""
+        free, group = place.free, place.offers
+        if place.unified:
+            free = max(0, min(free, self.supply.free.bytes - self._processes(_placed(group, shape)).bytes))
         heavy = self._weights // (shape.tensor * shape.pipeline) - free
         if heavy > 0 and not self.subject.experience:
             if self.heavy is None or heavy < self.heavy[0]:
                 self.heavy = (heavy, group, shape)
             return None
-        place = (group[0].device.name, group[0].device.memory_bytes, free, shape)
-        if place in self._hopeless:
+        key = (group[0].device.name, group[0].device.memory_bytes, free, shape)
+        if key in self._hopeless:
             return None
-        way = self._ways.get((place, wish))
+        way = self._ways.get((key, wish))
         if way is None:
-            way = Trial(self.subject, self._choice(group[0]), group, placement, free).solved(wish)
-            self._ways[place, wish] = way
+            if key not in self._trials:
+                self._trials[key] = Trial(self.subject, self._choice(group[0]), group, _placed(group, shape), free)
+            way = self._trials[key].solved(wish)
+            self._ways[key, wish] = way
             if wish.requests is None and way.missing > way.spendable:
-                self._hopeless.add(place)
+                self._hopeless.add(key)
         elif way.offers != group:
-            way = replace(way, offers=group, placement=placement)
-        return self._remembered(self._with_host(way))
+            way = replace(way, offers=group, placement=_placed(group, shape))
+        return self._with_host(way)
 
     def _remembered(self, way: Way) -> Way:
         if way.doubt and not way.missing and self.doubtful is None:
@@ -275,7 +298,7 @@ class Ranks:
         """Bytes that a device lacks where it came closest."""
         found = [self.nearest.missing] if self.nearest is not None else []
         found += [self.heavy[0]] if self.heavy is not None else []
-        return min(found, default=NO_DEVICE)
+        return min(found, default=FAR)
 
     def diagnosis(self) -> Diagnosis:
         """The numbers of the way that came closest."""
@@ -292,7 +315,7 @@ class Ranks:
         elif not self.found.usable:
             reasons = "; ".join(dict.fromkeys(rejected.sentence for rejected in self.found.rejected))
             message = f"{self.engine.name} has no device to run on: {reasons or 'this node has none'}"
-            return Diagnosis(DiagnosisCode.DEVICE_UNSUPPORTED, message)
+            return Diagnosis(DiagnosisCode.DEVICE_UNSUPPORTED, message, hint=instead(self._offers, self.engine))
         else:
             sizes = range(2, self.sets.most + 1) if self.request.spec.devices == "auto" else [len(self.found.usable)]
             counts = "; ".join(self.shapes.problem(size) for size in sizes)
@@ -319,7 +342,8 @@ def _runs_on_host(request: PlanRequest, located: Located, support: Support | Non
     """Where the spec says so, and where there is nothing else for this build: engines of layers use both together."""
     if _CPU not in located.accelerators or (support is not None and _CPU not in support.accelerators):
         return False
-    nothing_else = located.accelerators == {_CPU} or not supply.devices
+    # Of images there are others, for devices: who has some does not want the CPU unasked.
+    nothing_else = not supply.devices or (located.accelerators == {_CPU} and located.image is None)
     return request.spec.devices == _CPU or (request.spec.devices == "auto" and nothing_else)
 
 
@@ -331,26 +355,8 @@ def _placed(group: tuple[Offer, ...], shape: Shape | None = None) -> Placement:
         tensor=shape.tensor,
         pipeline=shape.pipeline,
         data=shape.data,
+        experts=shape.experts,
     )
-
-
-def _runnable(found: Offers, support: Support | None, quantization: str, engine: str) -> Offers:
-    """Without the devices that do not run the quantization. A capability that is not known is taken to do."""
-    if support is None:
-        return found
-    usable, rejected = [], [*found.rejected]
-    for offer in found.usable:
-        able = capability(offer.device)
-        runs = able == (0, 0) or support.least <= able < support.below
-        if offer.accelerator in support.accelerators and runs:
-            usable.append(offer)
-            continue
-        name = label(offer.device)
-        sentence = f"{engine} does not run {quantization} weights on {name}"
-        if offer.device.compute_capability:
-            sentence += f", of compute capability {offer.device.compute_capability}"
-        rejected.append(Rejected(offer.device.id, "quantization", sentence))
-    return Offers(tuple(usable), tuple(rejected), found.links)
 
 
 def _experience(request: PlanRequest, engine: RanksEngine, located: Located) -> Experience:

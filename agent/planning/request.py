@@ -15,6 +15,7 @@ from agent.spec import DeploymentSpec
 from agent.status import Diagnosis
 
 if TYPE_CHECKING:
+    from agent.engines.images import Catalog, ImageRules
     from agent.models.profile import ModelProfile
 
 
@@ -40,6 +41,17 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
+class Containers:
+    """What runs containers on this node, and the images that there are."""
+
+    catalog: Catalog
+    rules: ImageRules
+    engine: str  # for people: "docker 28.2"
+    problem: str = ""  # why it runs none, as a sentence; "": it does
+    no_gpus: str = ""  # why containers get none of NVIDIA's devices; "": they do
+
+
+@dataclass(frozen=True, slots=True)
 class PlanRequest:
     """One question. Bytes are of host memory."""
 
@@ -56,6 +68,7 @@ class PlanRequest:
     released_bytes: int = 0  # what this deployment's running instance gives back before the new one starts
     measurements: tuple[Measurement, ...] = ()  # of engines that ran before, here or elsewhere
     left_out: tuple[Rejected, ...] = ()  # variants of the model that are no options, each with the reason
+    containers: Containers | None = None  # None: this node has no container engine
 
     @property
     def profile(self) -> ModelProfile:
@@ -84,10 +97,14 @@ class RefusedError(Exception):
         self.refusal = Refusal(diagnosis, rejected)
 
 
+#: More bytes than anything lacks: there is nothing to run on, so no number of bytes would help.
+FAR = 1 << 62
+
+
 class MisfitError(RefusedError):
-    """One candidate does not fit; `missing` is how many bytes it lacks where it came closest."""
+    """One candidate does not fit; `missing` is how many bytes it lacks where it came closest, or `FAR`."""
 
     def __init__(self, diagnosis: Diagnosis, missing: int, rejected: tuple[Rejected, ...] = ()) -> None:
         super().__init__(diagnosis, rejected)
-        self.refusal = replace(self.refusal, missing_bytes=missing)
+        self.refusal = replace(self.refusal, missing_bytes=missing if missing < FAR else None)
         self.missing = missing

@@ -6,6 +6,7 @@ A candidate that is preferred and does not fit gives way to the next one, with i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import cast
 
 from agent.engines.base import LayersEngine, RanksEngine, Spread
@@ -14,9 +15,12 @@ from agent.planning.fitting import Fitted, fit
 from agent.planning.plan import Rejected
 from agent.planning.ranking import Ranked, Ranking
 from agent.planning.ranks import Ranks
-from agent.planning.request import MisfitError, RefusedError
+from agent.planning.request import FAR, MisfitError, RefusedError
 from agent.planning.supply import Supply
 from agent.status import Diagnosis, DiagnosisCode
+
+#: An engine that lacks so many times less than a preferred one is spoken of instead.
+_MUCH_CLOSER = 2
 
 
 class Selection:
@@ -103,20 +107,36 @@ class Selection:
                 yield Rejected(candidate.name, "ranked-lower", self._ranking.why_lower(ranked, chosen))
 
     def _refused(self) -> RefusedError:
-        """That of the candidate that came closest; of equals the one that is preferred."""
+        """That of the engine that is preferred, with the variant that came closest, unless another engine lacks less
+        than half as much.
+        """
         if self._supply.brief:
             return MisfitError(Diagnosis(DiagnosisCode.DOES_NOT_FIT, "does not fit"), 0)
         refusals = [
-            (refused.missing if isinstance(refused, MisfitError) else 1 << 62, place, ranked.candidate, refused)
+            (refused.missing if isinstance(refused, MisfitError) else FAR, place, ranked.candidate, refused)
             for place, ranked in enumerate(self._ranked)
             if isinstance(refused := self._fitted.get((id(ranked.candidate), False)), RefusedError)
         ]
-        missing, _, closest, refused = min(refusals, key=lambda each: each[:2])
+        missing, closest, refused = _spokesman(refusals)
         in_full = refused if self._alone else self._tried(closest, whole=False, alone=True)
         refused = in_full if isinstance(in_full, RefusedError) else refused
         others = (Rejected(each.name, "does-not-fit", why.refusal.diagnosis.message) for *_, each, why in refusals)
         named = () if self._alone else dict.fromkeys(others)
         rejected = (*self._broken, *named, *refused.refusal.rejected)
-        if isinstance(refused, MisfitError):
-            return MisfitError(refused.refusal.diagnosis, missing, rejected)
-        return RefusedError(refused.refusal.diagnosis, rejected)
+        diagnosis = refused.refusal.diagnosis
+        if not isinstance(refused, MisfitError):  # it is the question: a device that does not exist, or a limit
+            return RefusedError(diagnosis, rejected)
+        if not self._alone:
+            diagnosis = replace(diagnosis, message=f"{closest.name}: {diagnosis.message}")
+        return MisfitError(diagnosis, missing, rejected)
+
+
+def _spokesman(refusals: Sequence[tuple[int, int, Candidate, RefusedError]]) -> tuple[int, Candidate, RefusedError]:
+    """Of (missing bytes, place in the order, candidate, refusal): whose numbers are told."""
+    nearest: dict[str, tuple[int, int, Candidate, RefusedError]] = {}
+    for each in refusals:
+        known = nearest.setdefault(each[2].engine.name, each)
+        nearest[each[2].engine.name] = min(known, each, key=lambda one: one[:2])
+    least = min(missing for missing, *_ in nearest.values())
+    missing, _, candidate, refused = next(each for each in nearest.values() if each[0] <= _MUCH_CLOSER * least)
+    return missing, candidate, refused

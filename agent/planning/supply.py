@@ -20,7 +20,7 @@ class Supply:
         self.free = free_memory(request)
         self.spared = _spared(request)
         self._offers: dict[tuple[object, ...], Offers] = {}
-        self._sets: dict[int, Sets] = {}  # by the offers' identity; those live as long
+        self._sets: dict[tuple[int, ...], Sets] = {}  # by the identity of what is offered, which lives as long
 
     @property
     def devices(self) -> Sequence[Device]:
@@ -44,9 +44,10 @@ class Supply:
 
     def sets(self, found: Offers) -> Sets:
         """Of what `offers` gave."""
-        known = self._sets.get(id(found))
+        key = tuple(map(id, found.usable))
+        known = self._sets.get(key)
         if known is None:
-            known = self._sets[id(found)] = Sets(found)
+            known = self._sets[key] = Sets(found)
         return known
 
 

@@ -12,7 +12,7 @@ from agent.planning.ledger import CACHE, CONTEXT
 from agent.planning.limits import POOLING_TASKS, Choice
 from agent.planning.plan import Capacity, MemoryBudget, MemoryTerm, Reason
 from agent.planning.request import PlanRequest
-from agent.planning.shapes import Shape
+from agent.planning.shapes import Shape, Shapes
 from agent.planning.trial import shown
 
 #: Terms that grow with sequences and batch.
@@ -123,14 +123,19 @@ def devices_reason(request: PlanRequest, found: Offers, way: Way) -> Reason:
     return Reason("devices", value, "computed", sentence)
 
 
-def shape_reason(way: Way, problem: str) -> Iterator[Reason]:
-    """How ranks lie on several devices. `problem`: why not all of them share each layer; "" where they could."""
+def shape_reason(way: Way, shapes: Shapes) -> Iterator[Reason]:
+    """How ranks lie on several devices."""
     if len(way.offers) < 2:
         return
-    shape = Shape(way.placement.tensor, way.placement.pipeline, way.placement.data)
+    shape = Shape.of(way.placement)
+    problem = shapes.problem(shape.tensor * shape.pipeline)  # why not all of them share each layer; "" where they could
     parts = []
     if shape.tensor > 1:
         parts.append("the ranks of a stage share each layer")
+    if shape.experts:
+        parts.append(f"each has whole experts, for {problem}")
+    elif shape.tensor > 1 and shapes.offers_experts:
+        parts.append("experts are sliced: whole ones would take as much, and wait for the rank that is asked most")
     if shape.pipeline > 1:
         parts.append("each stage has some of the layers" + (f", for {problem}" if problem else ""))
     if shape.data > 1:
@@ -175,7 +180,7 @@ def too_heavy(weights: int, missing: int, group: tuple[Offer, ...], shape: Shape
 
 
 def _spread(way: Way) -> str:
-    shape = Shape(way.placement.tensor, way.placement.pipeline, way.placement.data)
+    shape = Shape.of(way.placement)
     return f"on each of {len(way.offers)} devices ({shape})" if len(way.offers) > 1 else "on one device"
 
 

@@ -13,6 +13,7 @@ from agent.planning.limits import POOLING_TASKS, Choice
 from agent.planning.memory.base import Card, Estimate, Verdict, gib, spread
 from agent.planning.memory.decision import CONTEXT as DRIVER
 from agent.planning.memory.decision import SHARED_CONTEXT as SHARED_DRIVER
+from agent.planning.memory.layers import layers_of
 from agent.planning.plan import Limits, MemoryTerm, Placement
 from agent.planning.ranking import capability
 from agent.planning.request import PlanRequest
@@ -34,6 +35,16 @@ class Subject:
     experience: Experience
     counts_context: bool = False  # the engine's share has the driver's context in it: the first estimate shows it
 
+    @property
+    def beyond(self) -> int:
+        """Bytes that were taken on top of the share by the estimate before. It saves one where it is so again."""
+        found: int = layers_of(self.request.profile).memo.get(("beyond", self.engine.name), 0)
+        return found
+
+    @beyond.setter
+    def beyond(self, size: int) -> None:
+        layers_of(self.request.profile).memo["beyond", self.engine.name] = size
+
     def estimate(self, limits: Limits, placement: Placement, card: Card) -> Estimate:
         return self.engine.estimate(self.request.profile, limits, self.request.spec.task, placement, card)
 
@@ -48,17 +59,26 @@ class Trial(Joint):
         self._subject, self._group, self._placement, self._free = subject, group, placement, free
         self._total = min(shown(offer) for offer in group)
         self._fixed = subject.request.spec.limits.gpu_memory_utilization is not None
+        self._known: dict[tuple[Limits, float], Way] = {}
 
     def at(self, limits: Limits, most: float = 1.0) -> Way:
         """With these limits, and the largest share that may be taken (`most`: or less)."""
+        found = self._known.get((limits, most))
+        if found is None:
+            found = self._known[limits, most] = self._at(limits, most)
+        return found
+
+    def _at(self, limits: Limits, most: float) -> Way:
         share = self.choice.utilization if self._fixed else min(self.choice.utilization, most, self._share(0))
-        found = self._estimated(limits, share)
+        guess = share if self._fixed else min(share, max(0.0, self._share(self._subject.beyond)))
+        found = self._estimated(limits, guess)
         if not self._subject.counts_context and found.term(CONTEXT) is not None:
             self._subject.counts_context = True
-            return self.at(limits, most)
-        if not self._fixed and share > (least := self._share(_most(found.beyond))):
-            share = max(0.0, least)
-            found = self._estimated(limits, share)
+            return self._at(limits, most)
+        if not self._fixed:
+            self._subject.beyond = _most(found.beyond)
+            share = min(share, max(0.0, self._share(self._subject.beyond)))
+            found = found if share == guess else self._estimated(limits, share)
         return self._way(replace(limits, gpu_memory_utilization=share), found)
 
     def no_larger(self, way: Way, wish: Wish) -> Way:

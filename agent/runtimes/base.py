@@ -12,7 +12,7 @@ The contract that both must keep, and that `tests/runtimes/contract.py` holds ag
 from __future__ import annotations
 
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,6 +57,7 @@ class Container:
     image: str  # "sha256:...": an image's id, which names this content whatever a tag becomes
     address: str  # of the host, where `port` is published; the engine listens on the same port inside
     port: int
+    socket: str = ""  # of the container engine that shall run it
     mounts: tuple[Mount, ...] = ()
     gpus: tuple[str, ...] = ()  # NVIDIA's UUIDs, of GPUs or MIG slices
     device_files: tuple[str, ...] = ()  # "/dev/kfd", "/dev/dri/renderD128": with the groups that own them
@@ -66,6 +67,7 @@ class Container:
     read_only_root: bool = False  # with a writable /tmp of its own
     user: str = ""  # "uid:gid"; "": the image's own
     stop_signal: signal.Signals = signal.SIGTERM
+    own_entrypoint: bool = False  # `argv` is what the image's own entry point gets; else it is the whole command
     log_bytes: int = 16 * 1024**2  # of each of `log_files` that the container engine keeps
     log_files: int = 2
 
@@ -120,7 +122,7 @@ class Runtime(Protocol):
 
     name: str
 
-    async def launch(self, request: LaunchRequest, record: Callable[[], Awaitable[None]]) -> Handle:
+    async def launch(self, request: LaunchRequest, record: Callable[[], Coroutine[Any, Any, None]]) -> Handle:
         """Make everything ready, then await `record()`, which makes the intent durable, and only then execute the
         engine: what must come after the record is the engine, not what is prepared for it.
 

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import signal
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,6 +36,7 @@ from agent.status import (
     DiagnosisCode,
     ExitStatus,
     Granted,
+    Measured,
     Phase,
     ProbeKind,
     ProbeVerdict,
@@ -70,6 +71,8 @@ LOG_DELAY = 0.02
 QUICK_LOOK = 0.05
 #: A prober that failed by a bug begins again after this long (seconds).
 PROBE_RETRY = 1.0
+#: A container engine that did not answer what became of an instance is asked again after this long (seconds).
+LOOK_RETRY = 1.0
 #: A store that refuses to write is tried again this often (seconds), until the backlog is down.
 STORE_RETRY = 2.0
 
@@ -102,8 +105,11 @@ class Actor:
         self.port = 0
         self.held = ""  # what the ended instance still holds of its devices
         self.device_uses: tuple[DeviceUse, ...] = ()
+        self.measured: Measured | None = None
         self.conditions: dict[str, Condition] = {}
         self._drifting: Counter[str] = Counter()  # bad judgements in a row, by reason
+        self._sought = False  # whether an earlier agent's instance exists is not known yet
+        self._gathering = asyncio.Lock()
         self._inbox: asyncio.Queue[Observation | Update] = asyncio.Queue()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._main: asyncio.Task[None] | None = None
@@ -313,12 +319,13 @@ class Actor:
 
     async def _prepare(self) -> None:
         try:
+            self.services.fail("plan")
             # The answer and the reservation that it makes are one step of the loop: no other plan comes between.
             self.plan = await self.services.preparation.plan(
                 self.spec, self.record.generation, lambda: self.services.held(self.name)
             )
-        except PreparationError as error:
-            self.post(m.PrepareFailed(error.diagnosis))
+        except Exception as error:  # noqa: BLE001 - told
+            self._attempt_failed("planned", error)
         else:
             self.post(m.Planned(self.plan.variant.bytes, fetched=False))
 
@@ -330,19 +337,30 @@ class Actor:
         assert self.plan is not None
         try:
             self.plan = await self.services.preparation.fetch(self.plan, show)
-        except PreparationError as error:
-            self.post(m.PrepareFailed(error.diagnosis))
+        except Exception as error:  # noqa: BLE001 - told
+            self._attempt_failed("fetched", error)
         else:
             self.post(m.Fetched())
+
+    def _attempt_failed(self, what: str, error: Exception) -> None:
+        """With the diagnosis that came; a bug is told as one, and leaves no deployment where it is for ever."""
+        if isinstance(error, PreparationError):
+            diagnosis = error.diagnosis
+        else:
+            log.error("attempt broke", deployment=self.name, while_it=what, exc_info=error)
+            message = f"the agent itself failed while it {what}: {type(error).__name__}"
+            diagnosis = Diagnosis(DiagnosisCode.AGENT_FAILED, message, hint="the agent's log says more")
+        self.post(m.PrepareFailed(diagnosis))
 
     async def _launch(self) -> None:
         """Intent durable, then the engine, then its handle durable: the sweep and adoption close every gap."""
         assert self.plan is not None
         services = self.services
         try:
+            services.fail("command")
             launch = launching.prepare(self.plan, self.spec, self.state.attempt, services, preferred_port=self.port)
-        except PreparationError as error:
-            self.post(m.PrepareFailed(error.diagnosis))
+        except Exception as error:  # noqa: BLE001 - told
+            self._attempt_failed("made the command", error)
             return
         ended, handle = self.instance, self.handle
         dropped = self._begin(launch.record)
@@ -365,6 +383,8 @@ class Actor:
             self.handle = await services.runtime.launch(launch.request, record)
             services.fail("after-spawn")
         except (StoreError, LaunchError, OSError) as error:
+            if self.plan is not None:
+                services.preparation.doubt(self.plan)
             diagnosis = launching.refusal(error)
             self.journal.note(ended_at=clock.wall(), diagnosis_json=codec.dump_diagnosis(diagnosis))
             self.post(m.PrepareFailed(diagnosis))
@@ -380,16 +400,47 @@ class Actor:
         """The new run is the present one; returns the records that are dropped for it."""
         dropped = self.journal.begin(record, keep=self.services.config.logs.attempts)
         self.handle, self.granted, self.usage, self.verdicts = None, None, None, {}
-        self.held, self.device_uses, self.conditions = "", (), {}
+        self.held, self.device_uses, self.conditions, self.measured = "", (), {}, None
         self._drifting.clear()
         self.port = record.port
         return dropped
 
     def watch_exit(self, handle: Handle) -> None:
         async def watch() -> None:
-            self.on_exit(await self.services.runtime.wait_exit(handle))
+            exit = await self.services.runtime.wait_exit(handle)
+            if handle.runtime != "process":
+                await self.gather_log()
+            self.on_exit(exit)
 
         self._spawn("exit", watch())
+
+    def look_for(self, ask: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Find out, however long it takes to get an answer, what became of an earlier agent's instance."""
+
+        async def look() -> None:
+            while True:
+                try:
+                    await ask()
+                except OSError as error:
+                    log.warning("instance not found yet", deployment=self.name, error=str(error))
+                    await asyncio.sleep(LOOK_RETRY)
+                else:
+                    self._sought = False
+                    self.post(m.Woken())  # so that it is written and shown
+                    return
+
+        self._sought = True
+        self._spawn("look", look())
+
+    async def gather_log(self) -> None:
+        """See that the log has what the present instance wrote, where it does not write there itself."""
+        if self.handle is None or self.instance is None:
+            return
+        async with self._gathering:
+            try:
+                await self.services.runtime.gather_log(self.handle, launching.log_path(self.instance))
+            except OSError as error:
+                log.warning("log not gathered", deployment=self.name, error=str(error))
 
     def on_exit(self, exit: ExitStatus) -> None:
         plan, instance = self.plan, self.instance
@@ -421,9 +472,17 @@ class Actor:
         self._cancel("drain")
         handle = self.handle
         if handle is None:
-            self.post(m.Gone())
+            if not self._sought:
+                self.post(m.Gone())
             return
-        self._spawn(f"signal {sig.name}", self.services.runtime.kill(handle, sig))
+
+        async def kill() -> None:
+            try:
+                await self.services.runtime.kill(handle, sig)
+            except OSError as error:  # it is sent again when the time for the stop is over
+                log.warning("signal not sent", deployment=self.name, signal=sig.name, error=str(error))
+
+        self._spawn(f"signal {sig.name}", kill())
 
     async def _reap(self) -> None:
         """The main process is gone; what else the instance left alive is killed, and waited for."""
@@ -449,10 +508,12 @@ class Actor:
         """Whether no process of the instance is left, and its devices' memory is back; what is left is killed."""
         handle, runtime = self.handle, self.services.runtime
         try:
+            if handle is None and self._sought:
+                return False
             if handle is None or not await runtime.survivors(handle):
                 return await self._devices_back()
             await runtime.kill(handle, signal.SIGKILL)
-        except TimeoutError as error:  # a process hung in a driver can block the look at it: not known is not gone
+        except OSError as error:  # a process hung in a driver can block the look at it: not known is not gone
             log.warning("instance not seen", deployment=self.name, error=str(error))
         return False
 
@@ -474,6 +535,7 @@ class Actor:
         if self.instance is not None:
             gone = [*self.journal.older, self.instance]
             await launching.forget(self.instance, self.handle, gone, self.services)
+            await asyncio.to_thread(launching.remove_compiled, self.name, self.services)
 
     # Probes -------------------------------------------------------------------------------------------------------
 
@@ -484,7 +546,9 @@ class Actor:
             services.engine(self.plan.engine), self.plan, self.spec.probes, services.config.policy.bind, self.port,
             launching.token(self.spec, services.engine(self.plan.engine)),
         )  # fmt: skip
-        return Prober(target, post=self.post, usage=self.sample, loaded=self._loaded, granted=self._grant)
+        return Prober(
+            target, post=self.post, usage=self.sample, loaded=self._loaded, granted=self._grant, measured=self._measured
+        )
 
     async def _probe(self, *, started: bool) -> None:
         while True:
@@ -499,6 +563,10 @@ class Actor:
     def _loaded(self, done: int) -> None:
         total = self.plan.variant.bytes if self.plan else 0
         self.progress = Progress("loading", min(done, total), total)
+
+    def _measured(self, values: Mapping[str, float]) -> None:
+        self.measured = Measured(clock.wall(), values)
+        self.services.changed(self.name)
 
     def _grant(self, granted: Granted) -> None:
         self.granted = granted
@@ -518,7 +586,10 @@ class Actor:
     async def sample(self) -> Usage | None:
         """Resident memory and progress of the live instance, for status and for loading."""
         handle = self.handle
-        self.usage = await self.services.runtime.usage(handle) if handle and self.state.phase in LIVE else None
+        try:
+            self.usage = await self.services.runtime.usage(handle) if handle and self.state.phase in LIVE else None
+        except OSError:
+            self.usage = None
         return self.usage
 
     def check_devices(self) -> None:
@@ -540,6 +611,14 @@ class Actor:
         if lost := [device for device in self.plan.devices if devices.lost(device)]:
             self.post(m.Drifted(Diagnosis(DiagnosisCode.DEVICE_FAILED, f"lost: {', '.join(lost)}")))
 
+    def check_container(self) -> None:
+        """Tell what somebody else did to the instance's container."""
+        if self.handle is None or self.handle.runtime == "process" or self.state.phase not in LIVE:
+            return
+        self._set_condition(drift.untouched(self.services.runtime.remarks(self.handle)))
+        if "gather" not in self._tasks:
+            self._spawn("gather", self.gather_log())
+
     def _set_condition(self, judgement: drift.Judgement) -> None:
         old = self.conditions.get(judgement.type)
         changed = old is None or (old.status, old.reason) != (judgement.status, judgement.reason)
@@ -550,7 +629,8 @@ class Actor:
             return
         severity = Severity.WARNING if judgement.status is False else Severity.INFO
         self.journal.event(judgement.reason, judgement.message, severity)
-        if judgement.status is False and getattr(self.services.config.policy.device_drift, judgement.kind) == "restart":
+        remedy = getattr(self.services.config.policy.device_drift, judgement.kind) if judgement.kind else ""
+        if judgement.status is False and remedy == "restart":
             self.post(m.Drifted(Diagnosis(DiagnosisCode.OFF_BUDGET, judgement.message)))
         else:
             self.post(m.Woken())  # so that the event is written

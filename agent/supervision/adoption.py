@@ -7,6 +7,8 @@ agent had been there.
 
 from __future__ import annotations
 
+from functools import partial
+
 from agent.runtimes.base import Adopted, Ended
 from agent.status import Phase
 from agent.store.records import InstanceRecord
@@ -53,14 +55,33 @@ async def _restore_run(actor: Actor, run: InstanceRecord, *, same_boot: bool) ->
 
 
 async def _find(actor: Actor, run: InstanceRecord, *, same_boot: bool) -> None:
-    services, phase = actor.services, actor.state.phase
+    if run.runtime != "process":  # somebody is asked who may not answer, and neither the start nor others wait for that
+        actor.enter(actor.state.phase)
+        actor.look_for(partial(_ask, actor, run, same_boot=same_boot))
+        return
+    identity = launching.identity(actor.services.node_uid, run)
+    found = await actor.services.runtime.adopt(identity, actor.handle, launching.directory(run))
+    await _take(actor, run, found, same_boot=same_boot)
+
+
+async def _ask(actor: Actor, run: InstanceRecord, *, same_boot: bool) -> None:
+    """Until the container engine answers; what it holds stays as it was meanwhile. Raises `TimeoutError`."""
+    services = actor.services
     identity = launching.identity(services.node_uid, run)
-    match await services.runtime.adopt(identity, actor.handle, launching.directory(run)):
+    found = await services.runtime.adopt_by(run.runtime, identity, actor.handle, launching.directory(run))
+    if isinstance(found, Ended):
+        await actor.gather_log()
+    await _take(actor, run, found, same_boot=same_boot)
+
+
+async def _take(actor: Actor, run: InstanceRecord, found: Adopted | Ended | None, *, same_boot: bool) -> None:
+    services, phase = actor.services, actor.state.phase
+    match found:
         case Adopted(handle):
             actor.handle = handle
             actor.journal.note(handle_json=codec.dump_handle(handle), started_at=run.started_at or clock.wall())
-            pid = services.runtime.main_pid(handle)
-            actor.journal.event("Adopted", f"the agent restarted; engine adopted, pid {pid}, still {phase.value}")
+            what = f"pid {pid}" if (pid := services.runtime.main_pid(handle)) is not None else run.runtime
+            actor.journal.event("Adopted", f"the agent restarted; engine adopted, {what}, still {phase.value}")
             actor.watch_exit(handle)
             await _resume(actor, phase)
         case Ended(exit) if same_boot:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,6 +56,7 @@ class Outside:
     wants: Callable[[], Sequence[Want]]  # of all deployments, now
     pulls: Callable[[], Sequence[Job]]  # under way
     store: Store
+    images: Callable[[], Awaitable[Sequence[ArtifactStatus]]]  # of the container engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +84,12 @@ class Artifacts:
     # Reading ------------------------------------------------------------------------------------------------------
 
     async def all(self) -> ArtifactList:
-        """What the cache holds, last used first, and what deployments use from elsewhere."""
+        """What the cache holds, last used first, what deployments use from elsewhere, and images of engines."""
         try:
-            seen = await self._look()
+            seen, images = await asyncio.gather(self._look(), self._outside.images())
         except OSError as error:
             raise Unavailable(f"{self._root} cannot be read: {_said(error)}") from error
-        return ArtifactList(tuple(self._statuses(seen.holdings)), self._disk(seen.disk))
+        return ArtifactList((*self._statuses(seen.holdings), *images), self._disk(seen.disk))
 
     async def find(self, name: str) -> ArtifactStatus:
         """By its id or reference. Raises `NotFound`, and `InvalidArgument` where several have that reference."""
@@ -256,7 +257,7 @@ class Artifacts:
 
     def _candidates(self, found: Sequence[Holding], *, ordered: bool = False) -> list[Candidate]:
         interests = wants.interests(self._root, found, self._outside.wants())
-        pulled = {wants.folder(self._root, job) for job in self._outside.pulls()}
+        pulled = {job.folder.path for job in self._outside.pulls()}
         return [
             Candidate(
                 holding.key, {str(path): count for path, count in holding.contents.items()}, holding.touched_at,
@@ -300,6 +301,10 @@ class Artifacts:
 
     async def _holding(self, status: ArtifactStatus) -> tuple[_Seen, Holding]:
         """Raises `FailedPrecondition` for what is outside of the cache, and `NotFound` for what went meanwhile."""
+        if status.format == "image":
+            raise FailedPrecondition(
+                f"{status.source} is an image, and the container engine's", hint="docker rmi (or podman rmi) removes it"
+            )
         if status.state is ArtifactState.EXTERNAL:
             raise FailedPrecondition(f"{status.source} lies outside of the cache", hint="it is its owner's to manage")
         seen = await self._look()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from agent.planning.plan import GIB, Plan
@@ -14,7 +14,9 @@ TURNS = 2
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One condition of a deployment: `status` true is good, None is not known. `kind` is its name in the policy."""
+    """One condition of a deployment: `status` true is good, None is not known. `kind` is its name in the policy; "":
+    nothing but telling is done about it.
+    """
 
     type: str
     kind: str
@@ -35,6 +37,13 @@ def judge(seen: tuple[DeviceUse, ...]) -> tuple[Judgement, ...]:
     if not seen:
         return ()
     return (_within_budget(seen), _on_planned(seen))
+
+
+def untouched(remarks: Sequence[str]) -> Judgement:
+    """Of a container: what somebody else did to it."""
+    if remarks:
+        return Judgement("ContainerUntouched", "", False, "ContainerChanged", "; ".join(remarks))
+    return Judgement("ContainerUntouched", "", True, "ContainerAsMade", "the container is as the agent made it")
 
 
 def _within_budget(seen: tuple[DeviceUse, ...]) -> Judgement:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import structlog
 
 from agent.hardware import containers, disks, host, system
-from agent.hardware.inventory import Inventory
+from agent.hardware.inventory import ContainerRuntime, Inventory
+from agent.runtimes.threads import in_thread
 from agent.settings import NodeConfig
+from agent.supervision import clock
 from agent.supervision.devices import Devices
 
 log = structlog.get_logger(__name__)
 
 #: A survey asks container engines and file systems, either of which may not answer (seconds).
 SURVEY_DEADLINE = 10.0
+#: Of container engines alone, before a plan: each gets two seconds to answer.
+CONTAINERS_DEADLINE = 5.0
+#: One that was well within this time is not asked again: podman's answer takes a second (seconds).
+CONTAINERS_FRESH = 60.0
 
 
 class Hardware:
@@ -28,8 +35,10 @@ class Hardware:
             "state": config.directories.state, "cache": config.directories.cache, "logs": config.directories.logs,
         }  # fmt: skip
         self._devices = devices
+        self._socket = config.containers.socket
         self._host = host.inventory()
         self._surveying: asyncio.Task[Inventory] | None = None
+        self._looked_at = -CONTAINERS_FRESH  # at container engines, monotonic seconds
         self.memory = self._host.memory
 
     def sample_memory(self) -> None:
@@ -45,15 +54,32 @@ class Hardware:
             log.warning("the survey of disks and container engines does not end", seconds=SURVEY_DEADLINE)
             return
         self._surveying = None
-        self._host = done.pop().result()
+        self._host, self._looked_at = done.pop().result(), clock.now()
 
     def _survey(self) -> Inventory:
         return replace(
             host.inventory(),
             disks=disks.disks(self._directories),
-            containers=containers.containers(),
+            containers=self._containers(),
             system=system.system(),
         )
+
+    def _containers(self) -> tuple[ContainerRuntime, ...]:
+        """The operator's choice is looked at first, as DOCKER_HOST would be."""
+        chosen = {"DOCKER_HOST": f"unix://{self._socket}"} if self._socket is not None else {}
+        return containers.containers(environ={**os.environ, **chosen})
+
+    async def container_engines(self) -> tuple[ContainerRuntime, ...]:
+        """As they are now, or were a moment ago and well; as they were last seen, where looking takes too long."""
+        fresh = clock.now() - self._looked_at < CONTAINERS_FRESH and self._host.containers
+        if fresh and not any(engine.problem for engine in self._host.containers):
+            return self._host.containers
+        try:
+            found = await in_thread(self._containers, deadline=CONTAINERS_DEADLINE)
+        except TimeoutError:
+            return self._host.containers
+        self._host, self._looked_at = replace(self._host, containers=found), clock.now()
+        return found
 
     async def detected(self, deadline: float) -> bool:
         return await self._devices.feed.first(deadline)

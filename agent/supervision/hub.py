@@ -49,6 +49,9 @@ _FORMATS = ("gguf", "mlx", "awq", "gptq", "nvfp4", "mxfp4", "fp8", "compressed-t
 _UNSERVED = frozenset({"onnx", "openvino", "exl2", "exl3", "coreml", "tflite", "executorch"})
 _TIERS: Mapping[ModelVariants, int] = MappingProxyType({"named": -1, "maker": 0, "known": 1, "any": 2})
 
+_PICKLE = "its weights are pickle files only: who loads one runs the code in it"
+_NO_PICKLE = "look for a form of it in safetensors or GGUF; policy.pickle: true allows such files on this node"
+
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
@@ -103,6 +106,11 @@ class HubModels:
         if trained is not None and not wanted.variant and wanted.revision in {"", "main"} and self._variants != "named":
             more, others = await self._quantized(replace(question, repo=found.repo), token, trained, catalog)
             options, left_out = [*options, *more], [*left_out, *others]
+        pickles = [] if self._policy.pickle else [each for each in options if each.profile.format == "pytorch"]
+        options = [each for each in options if each not in pickles]
+        left_out += [Rejected(each.source, "policy", _PICKLE) for each in pickles]
+        if not options and pickles:
+            raise ProfileError(Diagnosis(DiagnosisCode.POLICY_DENIED, f"hf:{wanted}: {_PICKLE}", hint=_NO_PICKLE))
         if not options:
             raise ProfileError(Diagnosis(DiagnosisCode.MODEL_UNSUPPORTED, left_out[0].sentence))
         meaning = Meaning(tuple(options), tuple(left_out))

@@ -7,12 +7,15 @@ import errno
 import json
 import os
 import secrets as random_ids
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import structlog
+
 from agent.engines.base import Engine
-from agent.errors import StoreError
+from agent.errors import NotFound, StoreError
 from agent.planning.plan import Plan
 from agent.runtimes import logs
 from agent.runtimes.base import Handle, Identity, LaunchRequest, Resources
@@ -23,12 +26,16 @@ from agent.supervision import clock, secrets
 from agent.supervision.preparation import PreparationError
 from agent.supervision.services import Services
 
+log = structlog.get_logger(__name__)
+
 #: What an engine inherits of the daemon's environment; everything else (secrets above all) stays here.
 INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
 
 #: What the system answers when a disk takes no more, or never did.
 DISK_REFUSES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
+#: In the cache directory: what engines in containers compile, a folder for each deployment.
+COMPILED = "compiled"
 #: The records of an instance, in its own directory.
 RECORD = "record.json"
 
@@ -68,16 +75,28 @@ def prepare(plan: Plan, spec: DeploymentSpec, attempt: int, services: Services, 
     """Raises `PreparationError` (secret_missing, port_taken). Touches nothing but the directories it names."""
     engine, config = services.engine(plan.engine), services.config
     port = services.ports.take(plan.deployment, spec.port, preferred_port)
-    command = engine.command(plan, config.policy.bind, port)
+    contained = plan.image is not None
+    command = engine.command(plan, "0.0.0.0" if contained else config.policy.bind, port)  # noqa: S104 - the container's
     instance = f"{plan.deployment}-{attempt}-{random_ids.token_hex(3)}"
     record = InstanceRecord(
         id=instance, deployment=plan.deployment, generation=plan.generation, attempt=attempt, runtime=plan.runtime,
         plan_json=plan.to_json(), port=port, directory=str(services.instances / instance),
         log_path=str(config.directories.logs / plan.deployment / f"{attempt}.log"), created_at=clock.wall(),
     )  # fmt: skip
-    environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
     # The command's come last: they say which devices the engine may see.
-    environment |= {**spec.environment, **secrets.resolve(spec.secrets), **command.environment}
+    variables = {**spec.environment, **secrets.resolve(spec.secrets), **command.environment}
+    container = None
+    if contained and (how := engine.container) is not None:
+        from agent.supervision import container_launch  # noqa: PLC0415 - most nodes run no container
+
+        place = container_launch.Place(
+            services.preparation.socket, config.policy.bind, port, compiled(plan.deployment, services),
+            device_files(plan, services),
+        )  # fmt: skip
+        container = container_launch.container(plan, how, place)
+        environment = container_launch.environment(plan, how, variables)
+    else:
+        environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | variables
     request = LaunchRequest(
         identity=identity(services.node_uid, record),
         argv=command.argv,
@@ -85,6 +104,7 @@ def prepare(plan: Plan, spec: DeploymentSpec, attempt: int, services: Services, 
         directory=directory(record),
         log=log_path(record),
         resources=Resources(spec.limits.memory_bytes, spec.limits.cpus, spec.limits.pids),
+        container=container,
     )
     return Launch(record, request)
 
@@ -93,6 +113,9 @@ def refusal(error: Exception) -> Diagnosis:
     """Why no process was created. A disk that takes no writes is no fault of the engine, wherever it shows first."""
     cause = error.__cause__ or error
     disk = isinstance(error, StoreError) or (isinstance(cause, OSError) and cause.errno in DISK_REFUSES)
+    if isinstance(cause, TimeoutError):
+        hint = "containers go on meanwhile; `systemctl status docker` (or podman) tells more"
+        return Diagnosis(DiagnosisCode.RUNTIME_UNAVAILABLE, str(error), hint=hint)
     return Diagnosis(DiagnosisCode.STORE_FAILED if disk else DiagnosisCode.LAUNCH_FAILED, str(error))
 
 
@@ -105,10 +128,31 @@ def write_record(instance: InstanceRecord, deployment: DeploymentRecord) -> None
     (directory(instance) / RECORD).write_text(body)
 
 
+def device_files(plan: Plan, services: Services) -> tuple[str, ...]:
+    """Of the plan's devices. Raises `PreparationError` for one that is not there any more."""
+    try:
+        return tuple(file for id in plan.devices for file in services.devices.find(id).device.files)
+    except NotFound as error:
+        raise PreparationError(Diagnosis(DiagnosisCode.DEVICE_FAILED, error.message)) from error
+
+
+def compiled(deployment: str, services: Services) -> Path:
+    """Where an engine in a container keeps what it compiles for a deployment."""
+    return services.config.directories.cache / COMPILED / deployment
+
+
+def remove_compiled(deployment: str, services: Services) -> None:
+    """It is over; where its engine ran as a user whose files are not ours to remove, they stay."""
+    shutil.rmtree(compiled(deployment, services), ignore_errors=True)
+
+
 async def forget(
     ended: InstanceRecord, handle: Handle | None, dropped: Sequence[InstanceRecord], services: Services
 ) -> None:
     """Remove what the runtime keeps of `ended`, and the logs of the runs in `dropped`."""
-    await services.runtime.forget(handle, directory(ended))
+    try:
+        await services.runtime.of(ended.runtime, handle).forget(handle, directory(ended))
+    except OSError as error:  # what is left of a container is a stray, which the sweep finds
+        log.warning("instance not forgotten", instance=ended.id, error=str(error))
     for record in dropped:
         await asyncio.to_thread(logs.remove, log_path(record))

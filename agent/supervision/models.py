@@ -189,7 +189,10 @@ def _unknown(catalog: Catalog, wanted: HubReference) -> Diagnosis:
         message = f"the catalog knows no variant {wanted.variant} of {wanted.repo}"
     else:
         message = f"the catalog knows no revisions of {wanted.repo}"
-    hint = "fetch.offline and HF_HUB_OFFLINE decide"
+    hint = (
+        "copy it from the cache of a machine that has it, or name its files as file:/...; fetch.offline and "
+        "HF_HUB_OFFLINE decide whether the hub is asked"
+    )
     return Diagnosis(DiagnosisCode.MODEL_MISSING, f"{message}, and the hub may not be asked: offline", hint=hint)
 
 
@@ -198,7 +201,7 @@ def _with_names(error: ProfileError, catalog: Catalog, wanted: HubReference) -> 
     entry, known = catalog.lookup(wanted.repo), ""
     if entry is not None and wanted.variant:
         known = f"of {entry.id} the catalog has {_listed(catalog.variants(entry))};"
-    elif entry is None and error.diagnosis.code is not DiagnosisCode.MODEL_GATED:
+    elif entry is None and error.diagnosis.code is DiagnosisCode.MODEL_MISSING:
         known = _guess(catalog, wanted.repo)
     hint = " ".join(filter(None, (known, error.diagnosis.hint))).removesuffix(";")
     return ProfileError(replace(error.diagnosis, hint=hint))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from agent import __version__, failpoints
 from agent.config import LoadedConfig
 from agent.engines import ENGINES
 from agent.errors import AgentError, FailedPrecondition, FieldViolation, StoreError
-from agent.runtimes.base import Runtime
+from agent.runtimes.routed import Runtimes
 from agent.status import (
     DeploymentStatus,
     DeviceHold,
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from agent.supervision.actor import Actor
     from agent.supervision.artifacts import Artifacts
     from agent.supervision.changes import Changes
+    from agent.supervision.gateways import Gateways
     from agent.supervision.service import (
         Applied,
         ArtifactList,
@@ -79,7 +80,7 @@ log = structlog.get_logger(__name__)
 class Node:
     """Implements `NodeApi`. Build it, `await restore(...)`, serve the API, and `await close()` at the end."""
 
-    def __init__(self, loaded: LoadedConfig, node_uid: str, store: Store, runtime: Runtime) -> None:
+    def __init__(self, loaded: LoadedConfig, node_uid: str, store: Store, runtime: Runtimes) -> None:
         self.settings = loaded.config
         self.store = store
         self.registry = Registry()
@@ -101,6 +102,9 @@ class Node:
         # Lambdas, because the store of artifacts is made only when one of them is called.
         self._preparation.settled = lambda reference: self.artifact_store.settled(reference)  # noqa: PLW0108
         self._preparation.pulls.make_room = lambda lacking: self.artifact_store.make_room(lacking)  # noqa: PLW0108
+        self._preparation.last_used = lambda: runtime.last_used
+        self._preparation.warm = runtime.warm
+        runtime.tell = self._tell_containers
         self.services = Services(
             config=self.settings, node_uid=node_uid, store=store, runtime=runtime, preparation=self._preparation,
             ports=Ports(self.settings.policy.bind, self.settings.policy.ports, self._held_ports),
@@ -108,6 +112,16 @@ class Node:
             history=self._history, store_failed=self._store_failed, gone=self._gone, held=self._held,
             devices=self.device_registry, ledger=self.ledger, fail=failpoints.hit,
         )  # fmt: skip
+
+    @cached_property
+    def _gateways(self) -> Gateways:
+        from agent.supervision.gateways import Gateways
+
+        return Gateways(self.registry, self.services, self._spawn)
+
+    def _tell_containers(self, status: bool | None, reason: str, message: str) -> None:
+        self.conditions.set("ContainerEngine", status, reason, message)
+        self._changed("")
 
     @cached_property
     def _changes(self) -> Changes:
@@ -122,8 +136,19 @@ class Node:
         from agent.supervision.artifacts import Artifacts, Outside
 
         pulled = self._preparation.pulls
-        outside = Outside(self.announce, lambda: wants.of(self.registry), lambda: pulled.jobs, self.store)
+        outside = Outside(self.announce, lambda: wants.of(self.registry), lambda: pulled.jobs, self.store, self._images)
         return Artifacts(self.settings, self.conditions, outside)
+
+    async def _images(self) -> Sequence[ArtifactStatus]:
+        """Of engines, as the container engine has them."""
+        from agent.supervision import containers, images
+
+        engine = containers.chosen(await self.hardware.container_engines(), self.services.runtime.last_used)
+        if engine is None or not engine.socket or (engine.problem and not images.wanted(self.registry)):
+            return ()
+        return await images.held(
+            engine.socket, await containers.repositories(self.settings), images.wanted(self.registry)
+        )
 
     # Start and end ------------------------------------------------------------------------------------------------
 
@@ -193,6 +218,11 @@ class Node:
     def _changed(self, name: str) -> None:
         self.registry.touch(name)
         self._watchers.wake()
+        self._poke_gateways()
+
+    def _poke_gateways(self) -> None:
+        if any(actor.spec.model.startswith("gateway:") for actor in self.registry):
+            self._gateways.poke()
 
     def _history(self, events: tuple[Event, ...]) -> None:
         if self.store.writable:
@@ -209,6 +239,7 @@ class Node:
     def _gone(self, actor: Actor) -> None:
         self.registry.remove(actor)
         self._watchers.wake()
+        self._poke_gateways()
 
     def _held(self, name: str) -> Held:
         others = [actor for actor in self.registry if actor.name != name]

@@ -38,7 +38,8 @@ async def planned(request: PlanRequest) -> Planned:
 
 def _accepted(answer: Plan, request: PlanRequest) -> Planned:
     policy, port = request.policy, request.spec.port
-    command = ENGINES[answer.engine].command(answer, policy.bind, port if isinstance(port, int) else policy.ports.first)
+    host = policy.bind if answer.image is None else "0.0.0.0"  # noqa: S104 - of the container's own network
+    command = ENGINES[answer.engine].command(answer, host, port if isinstance(port, int) else policy.ports.first)
     notes = tuple(dict.fromkeys(_notes(answer, request)))
     return Planned(answer, None, command.argv, verdict=_verdict(answer, request), notes=notes)
 

@@ -7,11 +7,12 @@ they are the same); then a real inference, only while the engine is idle.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from agent.engines.base import Activity, Engine, HttpReply, HttpRequest
+from agent.engines.measured import measured
 from agent.planning.plan import Plan
 from agent.runtimes.base import Usage
 from agent.spec import Probes
@@ -49,12 +50,14 @@ class Prober:
         usage: Callable[[], Awaitable[Usage | None]],
         loaded: Callable[[int], None],
         granted: Callable[[Granted], None],
+        measured: Callable[[Mapping[str, float]], None],
     ) -> None:
         self._target = target
         self._post = post
         self._usage = usage
         self._loaded = loaded
         self._granted = granted
+        self._measured = measured
 
     async def run(self, *, started: bool) -> None:
         """Probe for ever. `started`: the startup probe passed before (an adopted instance)."""
@@ -172,7 +175,12 @@ class Prober:
 
     async def _activity(self) -> Activity | None:
         reply = await self._ask(self._target.engine.activity_request(self._target.plan), STARTUP_TIMEOUT)
-        return self._target.engine.parse_activity(reply.body) if reply.status == 200 else None
+        if reply.status != 200:
+            return None
+        engine = self._target.engine
+        if values := measured(engine.metrics, reply.body):
+            self._measured(values)
+        return engine.parse_activity(reply.body)
 
     async def drained(self) -> None:
         """Return once no request is in flight; at once for an engine that does not say."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from agent.errors import NotFound
@@ -13,6 +15,9 @@ from agent.supervision.actor import Actor
 from agent.supervision.registry import Registry
 from agent.supervision.service import LogChunk
 from agent.supervision.watchers import Watchers
+
+#: How late whoever follows the log of a container sees a line (seconds).
+GATHER_SECONDS = 0.5
 
 
 def runs(actor: Actor) -> list[InstanceRecord]:
@@ -61,11 +66,11 @@ async def stream_logs(
         while True:
             wake.clear()
             if record is not None:
-                chunks = logs.follow(
-                    launching.log_path(record), tail_lines=tail_lines, follow=follow, ended=_ended(actor, record.id)
-                )
-                async for data in chunks:
-                    yield LogChunk(record.id, data)
+                ended = _ended(actor, record.id)
+                chunks = logs.follow(launching.log_path(record), tail_lines=tail_lines, follow=follow, ended=ended)
+                async with _gathered(actor, ended, follow=follow):
+                    async for data in chunks:
+                        yield LogChunk(record.id, data)
                 tail_lines = 0  # of the runs that follow, everything
             if not follow or query.instance or query.previous or registry.find(deployment) is not actor:
                 return
@@ -76,6 +81,30 @@ async def stream_logs(
                 record = newest
     finally:
         watchers.leave(wake)
+
+
+@asynccontextmanager
+async def _gathered(actor: Actor, ended: logs.Ended, *, follow: bool) -> AsyncIterator[None]:
+    """Meanwhile the log has what the engine writes, also where that comes by way of a container engine."""
+    if actor.handle is None or actor.handle.runtime == "process" or ended():
+        yield
+        return
+
+    async def gather() -> None:
+        while not ended():
+            await asyncio.sleep(GATHER_SECONDS)
+            await actor.gather_log()
+
+    await actor.gather_log()
+    if not follow:
+        yield
+        return
+    task = asyncio.create_task(gather())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _ended(actor: Actor, instance: str) -> logs.Ended:

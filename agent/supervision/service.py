@@ -130,6 +130,7 @@ class ArtifactState(StrEnum):
     PARTIAL = "partial"  # no record says that it is whole: a pull goes on from there
     EXTERNAL = "external"  # outside of the cache: the agent reads it, and never removes it
     FOREIGN = "foreign"  # other tools put it into the cache: it is removed by order only
+    UNKNOWN = "unknown"  # an image, and the container engine cannot be asked; `kept_for` says why
 
 
 @dataclass(frozen=True, slots=True)

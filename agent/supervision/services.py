@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.runtimes.base import Runtime
+from agent.runtimes.routed import Runtimes
 from agent.settings import NodeConfig
 from agent.status import Event
 from agent.store.sqlite import Store
@@ -28,7 +28,7 @@ class Services:
     config: NodeConfig
     node_uid: str
     store: Store
-    runtime: Runtime
+    runtime: Runtimes
     preparation: Preparation
     ports: Ports
     devices: Devices

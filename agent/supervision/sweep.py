@@ -48,6 +48,8 @@ class Sweep:
         for identity, pids in old.items():
             await self._deal(identity, pids, announce)
         self._show(strays)
+        if self._runtime.blind:  # then an instance that is not seen may have one of them
+            return
         dead = folders - known - {identity.instance for identity in found}
         await asyncio.to_thread(_remove, [self._instances / name for name in dead])
 

@@ -295,7 +295,7 @@ EVENT_RULES: list[Rule] = [
     Rule("PlanReused", frozenset({P.PLANNING}), P.STARTING, "the plan holds and its files are whole", _fetched,
          "starting the engine", on=m.Planned, actions=(Action.LAUNCH,), effect=_launching, severity=None),
     Rule("Planned", frozenset({P.PLANNING}), P.FETCHING, "a plan fits", always,
-         "verifying the model's files", on=m.Planned, actions=(Action.FETCH,)),
+         "fetching and verifying the model's files", on=m.Planned, actions=(Action.FETCH,)),
     Rule("Fetched", frozenset({P.FETCHING}), P.STARTING, "the files are whole", always,
          "starting the engine", on=m.Fetched, actions=(Action.LAUNCH,), effect=_launching, severity=None),
     Rule("Failed", PREPARED, P.FAILED, "no retry can mend it", _fatal,

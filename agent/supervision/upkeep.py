@@ -82,6 +82,7 @@ class Upkeep:
             actor.wake()
             if self._turn % USAGE_TURNS == 0:
                 await actor.sample()
+                actor.check_container()
             if actor.instance is not None and actor.instance.ended_at is None:
                 path = Path(actor.instance.log_path)
                 if logs.size(path) > policy.max_bytes:

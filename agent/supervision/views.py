@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from agent.hardware.inventory import Device
@@ -41,8 +42,20 @@ def instance(
         created_at=record.created_at, started_at=record.started_at, ready_at=record.ready_at,
         ended_at=record.ended_at, exit=codec.exit_status(record), diagnosis=codec.diagnosis(record), probes=probes,
         log_path=record.log_path, memory_bytes=usage.memory_bytes if usage else None, enforcement=enforcement,
-        device_uses=device_uses,
+        device_uses=device_uses, measured=None, **(_container(record) if record.runtime == "docker" else {}),
     )  # fmt: skip
+
+
+def _container(record: InstanceRecord) -> Mapping[str, str]:
+    """What is said of an instance in a container: its id, and the image."""
+    handle = codec.handle(record)
+    return {**_image(record.plan_json), "container": str(handle.data.get("id", "")) if handle is not None else ""}
+
+
+@lru_cache(maxsize=64)
+def _image(plan_json: str) -> Mapping[str, str]:
+    image = json.loads(plan_json).get("image")
+    return {} if image is None else {"image": f"{image['repository']}:{image['tag']}", "image_digest": image["digest"]}
 
 
 def current(actor: Actor) -> InstanceStatus | None:
@@ -51,10 +64,11 @@ def current(actor: Actor) -> InstanceStatus | None:
     if record is None:
         return None
     pid, enforcement = _process(actor, handle) if record.ended_at is None else (None, ())
-    return instance(
+    shown = instance(
         record, pid=pid, probes=tuple(actor.verdicts.values()), usage=actor.usage, enforcement=enforcement,
         device_uses=actor.device_uses,
     )  # fmt: skip
+    return replace(shown, measured=actor.measured)
 
 
 def _process(actor: Actor, handle: Handle | None) -> tuple[int | None, tuple[str, ...]]:

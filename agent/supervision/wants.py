@@ -15,7 +15,6 @@ from typing import Any
 
 from agent.artifacts import cache
 from agent.artifacts.holdings import Holding
-from agent.artifacts.job import Job
 from agent.planning.plan import Variant
 from agent.references import HubReference
 from agent.supervision.actor import Actor
@@ -106,11 +105,6 @@ def place(path: Path | None) -> str:
     return f"{path.parent.name}/{path.name}".lower() if path else ""
 
 
-def folder(root: Path, job: Job) -> Path:
-    """Where a pull puts its files."""
-    return (cache.of_url(root, job.url) if job.url else cache.repository(root, job.repo)).path
-
-
 def folder_of(root: Path, reference: str) -> Path | None:
     """Where files of a reference lie, or would; None for those of sources that do not use the cache."""
     scheme, _, rest = reference.partition(":")
@@ -119,7 +113,11 @@ def folder_of(root: Path, reference: str) -> Path | None:
         return cache.repository(root, wanted.repo).path if wanted else None
     if scheme in {"http", "https"}:
         return cache.of_url(root, reference.partition("#")[0]).path
-    return _below(root, rest) if scheme == "file" else None
+    if scheme in {"file", "package", "gateway"}:
+        return _below(root, rest) if scheme == "file" else None
+    from agent.artifacts.sources import REMOTE  # noqa: PLC0415 - what the daemon's start does not need
+
+    return REMOTE[scheme].folder(rest, root).path if scheme in REMOTE else None
 
 
 def _below(root: Path, path: str) -> Path | None:
@@ -155,4 +153,7 @@ def reference(holding: Holding) -> str:
     if path.parent.name == "hub":
         repo = kept.repo if kept else path.name.removeprefix("models--").replace("--", "/", 1)
         return f"hf:{repo}" + (f":{kept.variant}" if kept and kept.variant else "")
-    return kept.repo if kept else f"https://{path.name.rpartition('--')[0]}/..."
+    if kept:
+        return kept.repo
+    scheme = "https:" if path.parent.name == "urls" else f"{path.parent.name}:"
+    return f"{scheme}{'//' if scheme in {'https:', 's3:', 'gs:'} else ''}{path.name.rpartition('--')[0]}/..."

@@ -75,6 +75,7 @@ class ArtifactState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ARTIFACT_STATE_PARTIAL: _ClassVar[ArtifactState]
     ARTIFACT_STATE_EXTERNAL: _ClassVar[ArtifactState]
     ARTIFACT_STATE_FOREIGN: _ClassVar[ArtifactState]
+    ARTIFACT_STATE_UNKNOWN: _ClassVar[ArtifactState]
 
 class FitVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -129,6 +130,7 @@ ARTIFACT_STATE_CHANGED: ArtifactState
 ARTIFACT_STATE_PARTIAL: ArtifactState
 ARTIFACT_STATE_EXTERNAL: ArtifactState
 ARTIFACT_STATE_FOREIGN: ArtifactState
+ARTIFACT_STATE_UNKNOWN: ArtifactState
 FIT_VERDICT_UNSPECIFIED: FitVerdict
 FIT_VERDICT_FITS: FitVerdict
 FIT_VERDICT_UNSURE: FitVerdict
@@ -338,17 +340,26 @@ class Progress(_message.Message):
     def __init__(self, step: _Optional[str] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
 
 class Granted(_message.Message):
-    __slots__ = ("max_model_len", "max_num_seqs", "model")
+    __slots__ = ("max_model_len", "max_num_seqs", "model", "kv_tokens")
     MAX_MODEL_LEN_FIELD_NUMBER: _ClassVar[int]
     MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
     max_model_len: int
     max_num_seqs: int
     model: str
-    def __init__(self, max_model_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., model: _Optional[str] = ...) -> None: ...
+    kv_tokens: int
+    def __init__(self, max_model_len: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., model: _Optional[str] = ..., kv_tokens: _Optional[int] = ...) -> None: ...
 
 class Instance(_message.Message):
-    __slots__ = ("name", "deployment", "generation", "attempt", "runtime", "live", "pid", "port", "create_time", "start_time", "ready_time", "end_time", "exit", "diagnosis", "probes", "log_path", "memory_bytes", "enforcement", "device_uses")
+    __slots__ = ("name", "deployment", "generation", "attempt", "runtime", "live", "pid", "port", "create_time", "start_time", "ready_time", "end_time", "exit", "diagnosis", "probes", "log_path", "memory_bytes", "enforcement", "device_uses", "container", "image", "image_digest", "metrics", "metrics_time")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
@@ -368,6 +379,11 @@ class Instance(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     ENFORCEMENT_FIELD_NUMBER: _ClassVar[int]
     DEVICE_USES_FIELD_NUMBER: _ClassVar[int]
+    CONTAINER_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_TIME_FIELD_NUMBER: _ClassVar[int]
     name: str
     deployment: str
     generation: int
@@ -387,7 +403,12 @@ class Instance(_message.Message):
     memory_bytes: int
     enforcement: _containers.RepeatedScalarFieldContainer[str]
     device_uses: _containers.RepeatedCompositeFieldContainer[DeviceUse]
-    def __init__(self, name: _Optional[str] = ..., deployment: _Optional[str] = ..., generation: _Optional[int] = ..., attempt: _Optional[int] = ..., runtime: _Optional[str] = ..., live: _Optional[bool] = ..., pid: _Optional[int] = ..., port: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ready_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., exit: _Optional[_Union[ExitStatus, _Mapping]] = ..., diagnosis: _Optional[_Union[Diagnosis, _Mapping]] = ..., probes: _Optional[_Iterable[_Union[ProbeVerdict, _Mapping]]] = ..., log_path: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., enforcement: _Optional[_Iterable[str]] = ..., device_uses: _Optional[_Iterable[_Union[DeviceUse, _Mapping]]] = ...) -> None: ...
+    container: str
+    image: str
+    image_digest: str
+    metrics: _containers.ScalarMap[str, float]
+    metrics_time: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., deployment: _Optional[str] = ..., generation: _Optional[int] = ..., attempt: _Optional[int] = ..., runtime: _Optional[str] = ..., live: _Optional[bool] = ..., pid: _Optional[int] = ..., port: _Optional[int] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ready_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., exit: _Optional[_Union[ExitStatus, _Mapping]] = ..., diagnosis: _Optional[_Union[Diagnosis, _Mapping]] = ..., probes: _Optional[_Iterable[_Union[ProbeVerdict, _Mapping]]] = ..., log_path: _Optional[str] = ..., memory_bytes: _Optional[int] = ..., enforcement: _Optional[_Iterable[str]] = ..., device_uses: _Optional[_Iterable[_Union[DeviceUse, _Mapping]]] = ..., container: _Optional[str] = ..., image: _Optional[str] = ..., image_digest: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ..., metrics_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Deployment(_message.Message):
     __slots__ = ("name", "uid", "generation", "observed_generation", "etag", "desired", "phase", "reason", "message", "phase_time", "create_time", "update_time", "spec", "plan", "endpoint", "restarts", "next_attempt_time", "progress", "granted", "diagnosis", "instance", "previous", "conditions")

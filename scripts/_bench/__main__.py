@@ -15,11 +15,12 @@ from typing import Any, NoReturn
 
 import psutil
 
-from scripts._bench import adoption, crash, devices, fetch, idle, place, plans, rpc, startup
+from scripts._bench import adoption, containers, crash, devices, fetch, idle, place, plans, pulls, rpc, serve, startup
 from scripts._bench.figures import Figure, table
 
 PARTS: Mapping[str, Callable[..., list[Figure]]] = {
-    module.PART: module.measure for module in (crash, idle, rpc, startup, adoption, devices, plans, fetch)
+    module.PART: module.measure
+    for module in (crash, idle, rpc, startup, adoption, devices, plans, fetch, pulls, serve, containers)
 }
 
 

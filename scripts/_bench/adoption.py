@@ -17,7 +17,7 @@ RUNS, QUICK_RUNS = 7, 2
 def measure(place: Place, *, quick: bool) -> list[Figure]:
     node = place.node("adoption").start()
     serve(place, node, INSTANCES)
-    pids = _serving(node)
+    pids = serving(node)
     imports, ready, shown = [], [], []
     with notified(place) as here:
         for _ in range(QUICK_RUNS if quick else RUNS):
@@ -25,7 +25,7 @@ def measure(place: Place, *, quick: bool) -> list[Figure]:
             node.kill()
             began = time.monotonic_ns()
             ready.append(start_until_ready(node, here))
-            wait_true(lambda: _serving(node) == pids, what="the same engines are READY")
+            wait_true(lambda: serving(node) == pids, what="the same engines are READY")
             shown.append(milliseconds_since(began))
     bare = {"bare imports": Sample.of(imports)}
     second = Target("at most 1 s", 1000)
@@ -35,7 +35,7 @@ def measure(place: Place, *, quick: bool) -> list[Figure]:
     ]
 
 
-def _serving(node: Daemon) -> dict[str, int]:
+def serving(node: Daemon) -> dict[str, int]:
     """The pid of each deployment that is READY."""
     with node.client() as client:
         found = client.list_deployments()

@@ -49,10 +49,11 @@ def measure(place: Place, *, quick: bool) -> list[Figure]:
 
 def _measure(place: Place, memory: Path, size: int, runs: int) -> list[Figure]:
     file = memory / "model.gguf"
-    _fill(file, size)
+    fill(file, size)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     rows: dict[str, list[Run]] = {"agent": [], "curl": [], "hashlib": []}
-    with _served(place, file) as url:
+    with served(place, file) as address:
+        url = f"{address}/model.gguf"
         for _ in range(runs):
             rows["curl"].append(_run(["curl", "-sS", "-o", os.devnull, url]))
             rows["hashlib"].append(_run([sys.executable, "-c", HASH, str(file)]))
@@ -79,8 +80,8 @@ def _fetch(memory: Path, url: str, digest: str, size: int) -> Run:
     root = memory / "cache"
     folder = cache.of_url(root, url)
     folder.blobs.mkdir(parents=True)
-    _fill(folder.blobs / f"{digest}.incomplete", size)
-    job = Job(source=url, cache=str(root), url=url, sha256=digest)
+    fill(folder.blobs / f"{digest}.incomplete", size)
+    job = Job(source=url, cache=str(root), kind="url", url=url, sha256=digest)
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-P", "-m", "agent.artifacts.fetcher"], stdin=subprocess.PIPE,
                                stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
@@ -109,7 +110,7 @@ def _ended(process: subprocess.Popen[bytes], began: float) -> Run:
     return Run(used.ru_utime + used.ru_stime, time.perf_counter() - began)
 
 
-def _fill(path: Path, size: int) -> None:
+def fill(path: Path, size: int) -> None:
     """With what no file system and no network makes shorter."""
     block = random.Random(1).randbytes(1024**2)
     with path.open("wb") as file:
@@ -118,14 +119,15 @@ def _fill(path: Path, size: int) -> None:
 
 
 @contextmanager
-def _served(place: Place, file: Path) -> Iterator[str]:
+def served(place: Place, file: Path) -> Iterator[str]:
+    """The address of a server that answers with this file whatever is asked for."""
     with (place.root / "log").open("ab") as log:
         server = subprocess.Popen([sys.executable, "-m", "scripts._bench.file_server", str(file)],
                                   stdout=subprocess.PIPE, stderr=log, cwd=ROOT)  # fmt: skip
     assert server.stdout is not None
     try:
         with server.stdout:
-            yield f"http://127.0.0.1:{int(server.stdout.readline())}/model.gguf"
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
     finally:
         server.kill()
         server.wait()

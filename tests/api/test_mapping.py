@@ -37,6 +37,10 @@ INSTANCE = status.InstanceStatus(
     memory_bytes=5_000_000_000,
     enforcement=("memory by cgroup",),
     device_uses=(status.DeviceUse("GPU-1", planned=True, budget_bytes=7, used_bytes=9),),
+    container="4f5e",
+    image="docker.io/vllm/vllm-openai:v0.33.0",
+    image_digest="sha256:0",
+    measured=status.Measured(NOW + 5, {"running": 1.0}),
 )
 DEVICE = status.DeviceStatus(
     id="GPU-1",
@@ -80,7 +84,7 @@ DEPLOYMENT = status.DeploymentStatus(
     restarts=7,
     next_attempt_at=NOW + 3,
     progress=status.Progress("fetching", 3, 9),
-    granted=status.Granted(2048, 4, "m"),
+    granted=status.Granted(2048, 4, "m", 8192),
     diagnosis=DIAGNOSIS,
     instance=INSTANCE,
     previous=INSTANCE,
@@ -96,6 +100,8 @@ def _unset(message: Message, path: str = "") -> list[str]:
         if field.name not in set_fields:
             missing.append(path + field.name)
         elif field.type == FieldDescriptor.TYPE_MESSAGE and field.message_type.full_name.startswith("agent."):
+            if field.message_type.GetOptions().map_entry:  # of plain values
+                continue
             values = set_fields[field.name] if field.is_repeated else [set_fields[field.name]]
             for value in values:
                 missing += _unset(value, f"{path}{field.name}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from agent.artifacts.job import Job
 from agent.references import HubReference
 from agent.settings import FetchConfig
 from agent.status import Diagnosis
+from tests.artifacts.registries import Puller
+from tests.docker.parts import Registry
 from tests.hub.server import Hub
+from tests.relay import Relay
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +64,7 @@ class Pulling:
         return diagnosed(caught.value, job)
 
     def url(self, url: str, **fields: Any) -> Job:
-        return dataclasses.replace(self.job("none/none"), source=url, url=url, repo="", **fields)
+        return dataclasses.replace(self.job("none/none"), source=url, kind="url", url=url, repo="", **fields)
 
     def policy(self, **fields: Any) -> SourcePolicy:
         """For `sources.fetch`, which starts processes."""
@@ -72,3 +76,23 @@ class Pulling:
 @pytest.fixture
 def pulling(hub: Hub, tmp_path: Path) -> Pulling:
     return Pulling(hub, tmp_path / "cache")
+
+
+@pytest.fixture(scope="module")
+def registry_line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
+    """What leads to a container registry."""
+    if shutil.which("docker-registry") is None:
+        pytest.skip("no docker-registry is installed (scripts/test-docker installs one)")
+    server = Registry(tmp_path_factory.mktemp("registry"))
+    server.start()
+    try:
+        with Relay(server.port) as relay:
+            yield relay
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def puller(registry_line: Relay, tmp_path: Path) -> Puller:
+    registry_line.heal()
+    return Puller(registry_line, tmp_path)

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import BinaryIO
 
-from agent.artifacts import coming, fetcher, listing, partial, selection
+from agent.artifacts import fetcher, intake, listing, partial, selection
 from agent.artifacts.job import Job
 
 PART = 2 * 1024**2
@@ -18,7 +18,7 @@ assert listing, selection  # imported before the fork
 
 
 def main(jobs: BinaryIO) -> None:
-    partial.PART, coming.BUFFER = PART, 64 * 1024
+    partial.PART, intake.BUFFER = PART, 64 * 1024
     for line in jobs:
         if (pid := os.fork()) == 0:
             fetcher.Fetcher(Job.decode(line), lambda _: None).run()

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from huggingface_hub import hf_hub_download, snapshot_download
 
-from agent.artifacts import cache, coming, fetcher, partial
+from agent.artifacts import cache, fetcher, intake, partial
 from agent.artifacts.cache import Kept
 from agent.artifacts.fetcher import Fetcher
 from agent.artifacts.locks import Lock
@@ -38,7 +38,7 @@ LEVELS = {"m-Q4_K_M.gguf": BIG, "m-Q8_0.gguf": b"GGUF8", "mmproj-F16.gguf": b"GG
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a file of some MiB has several."""
     monkeypatch.setattr(partial, "PART", MIB)
-    monkeypatch.setattr(coming, "BUFFER", 64 * 1024)
+    monkeypatch.setattr(intake, "BUFFER", 64 * 1024)
     monkeypatch.setattr(fetcher, "_FIRST_PAUSE", 0.05)
 
 
@@ -65,6 +65,15 @@ def test_a_gguf_level_is_fetched_without_the_others(pulling, hub):
     assert [path.name for path in kept.path.parent.iterdir()] == ["m-Q4_K_M.gguf"]
     assert (pulling.cache / "hub/models--org--m/refs/main").read_text() == commit
     assert blobs(pulling) == [hashlib.sha256(BIG).hexdigest()]
+
+
+def test_a_file_that_the_hub_keeps_by_xet_comes_over_plain_http(pulling, hub):
+    hub.repo("org/m", LEVELS)
+    link = f'<{hub.endpoint}/api/models/org/m/xet-read-token/main>; rel="xet-auth"'
+    hub.fail(Fault("*/resolve/*", headers={"X-Xet-Hash": "5" * 64, "Link": link}))
+
+    assert pulling.fetch("org/m:Q4_K_M").path.read_bytes() == BIG
+    assert not hub.asked("*xet*")
 
 
 def test_a_model_in_safetensors_is_its_weights_and_what_engines_need_beside_them(pulling, hub):

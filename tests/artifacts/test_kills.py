@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -47,10 +47,12 @@ class Fetchers:
         argv = [sys.executable, "-m", "tests.artifacts.killed_fetcher"]
         self.server = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
 
-    def run(self, job: Job, seconds: float) -> bool:
-        """Whether it came to its end before it was killed."""
+    def run(self, job: Job, seconds: float, begun: Callable[[], bool]) -> bool:
+        """Whether it came to its end before it was killed, so long after it had `begun`."""
         self.server.stdin.write(job.encode())
         pid = int(self.server.stdout.readline())
+        while not begun() and not select.select([self.server.stdout], [], [], 0.005)[0]:
+            pass
         if not select.select([self.server.stdout], [], [], seconds)[0]:
             os.kill(pid, signal.SIGKILL)
         return int(self.server.stdout.readline()) == 0
@@ -87,7 +89,11 @@ def test_no_finished_byte_comes_twice_and_no_half_file_is_visible(pulling, hub, 
     while True:
         before = recorded(folder.blobs)
         asked = len(hub.requests)
-        ended = fetchers.run(job, 60 if kills >= KILLS else chance.uniform(0.02, 0.3))
+        early = chance.random() < 0.2  # else when bytes come
+        ended = fetchers.run(
+            job, 60 if kills >= KILLS else chance.uniform(0, 0.3),
+            lambda asked=asked, early=early: early or any(one.origin == "cdn" for one in hub.requests[asked:]),
+        )  # fmt: skip
         kills += not ended
         begun += bool(before)
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import signal
+import time
 
 import psutil
 import pytest
@@ -119,16 +120,20 @@ async def test_a_process_that_is_killed_again_and_again_ends_the_pull(pulling, h
 
 
 async def test_a_process_that_falls_silent_is_replaced(pulling, hub, monkeypatch):
-    monkeypatch.setattr(pulls, "GRACE", -4.0)
     hub.repo("org/m", FILES)
-    policy, seen = pulling.policy(fetching={"bytes_per_second": 12 * MIB}), list[Progress]()
+    policy, seen = pulling.policy(fetching={"bytes_per_second": 4 * MIB}), list[Progress]()
     task = asyncio.create_task(sources.fetch("hf:org/m:Q4_K_M", policy, seen.append))
     await until(lambda: seen)
+    patience = pulls.GRACE
+    monkeypatch.setattr(pulls, "GRACE", -4.0)  # from the next line on, and not while the next one starts
+    told = len(seen)
+    await until(lambda: len(seen) > told)
     stopped = fetchers()[0]
     stopped.suspend()
+    await until(lambda: not psutil.pid_exists(stopped.pid))
+    monkeypatch.setattr(pulls, "GRACE", patience)
 
     assert (await task).path.read_bytes() == BIG
-    assert not psutil.pid_exists(stopped.pid)
 
 
 async def test_the_hub_refuses_and_the_reason_arrives(pulling, hub):
@@ -180,3 +185,17 @@ async def test_a_process_ends_with_its_daemon(pulling, hub):
 
     async with asyncio.timeout(10):
         assert await process.wait() == 0
+
+
+async def test_the_bandwidth_is_that_of_all_pulls_together(pulling, hub):
+    rate = 8 * MIB
+    hub.repo("org/m", FILES)
+    hub.repo("org/n", {"n-Q4_K_M.gguf": BIG[::-1]})
+    policy, began = pulling.policy(fetching={"bytes_per_second": rate}), time.monotonic()
+
+    both = await asyncio.gather(
+        *(sources.fetch(f"hf:org/{name}:Q4_K_M", policy, lambda _: None) for name in ("m", "n"))
+    )
+
+    # Never less, however slow the machine: what all of it takes at this rate, less the bytes before the second began.
+    assert time.monotonic() - began > 0.8 * sum(one.bytes for one in both) / rate

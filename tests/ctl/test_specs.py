@@ -117,6 +117,13 @@ def test_the_aims_are_those_of_the_spec() -> None:
         ("file:/m/???.gguf", "model"),
         ("hf:Qwen/Qwen3-8B@refs/pr/1:Q4_K_M", "qwen3-8b"),
         ("hf:unsloth/Qwen3-8B-GGUF:Q4_K_M", "qwen3-8b"),
+        ("ms:Qwen/Qwen3-8B@master", "qwen3-8b"),
+        ("s3://bucket/models/Qwen3-8B.gguf#sha256=12", "qwen3-8b"),
+        ("gs://bucket/models/Qwen3-8B", "qwen3-8b"),
+        ("oci:docker.io/ai/smollm2:360M-Q4_K_M", "smollm2-360m"),
+        ("oci:localhost:5000/ai/smollm2:latest@sha256:12", "smollm2"),
+        ("ollama:llama3.2:1b", "llama3-2-1b"),
+        ("ollama:llama3.2", "llama3-2"),
     ],
 )
 def test_a_name_is_made_from_the_model(reference: str, name: str) -> None:

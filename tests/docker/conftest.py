@@ -5,13 +5,27 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from agent.references import ImageReference
-from tests.docker.parts import MIB, Docker, Line, Missing, Registry, engine_image, random_image
+pytest.register_assert_rewrite("tests.runtimes.contract", "tests.docker.runtime_bench")
+
+from agent.references import ImageReference  # noqa: E402 - after the rewrite is registered
+from tests.docker.parts import (  # noqa: E402
+    MIB,
+    Docker,
+    Engine,
+    Line,
+    Missing,
+    Podman,
+    Registry,
+    engine_image,
+    random_image,
+)
+from tests.docker.runtime_bench import ContainerBench, make  # noqa: E402
 
 #: 25 MiB in three layers: some seconds on a slow line, at once on a fast one.
 LAYERS = (1 * MIB, 8 * MIB, 16 * MIB)
@@ -120,3 +134,47 @@ def plain(plain_image: ImageReference, engine: Docker) -> ImageReference:
 @pytest.fixture
 def served(served_image: ImageReference, engine: Docker) -> ImageReference:
     return served_image
+
+
+def running(engine: Engine) -> Iterator[Engine]:
+    engine.root.mkdir()
+    try:
+        engine.start()
+        yield engine
+    except Missing as reason:
+        unavailable(str(reason))
+    finally:
+        engine.stop()
+
+
+@pytest.fixture(scope="session")
+def dockerd(root: Path) -> Iterator[Engine]:
+    """Another one than that of the images' tests, which forget all images."""
+    yield from running(Docker(root / "dockerd"))
+
+
+@pytest.fixture(scope="session")
+def podman_service(root: Path) -> Iterator[Engine]:
+    yield from running(Podman(root / "podmand"))
+
+
+@pytest.fixture(scope="session", params=["dockerd", "podman_service"])
+def runner(request: Any) -> Engine:
+    """Each of the engines that run instances."""
+    found: Engine = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+async def bench(runner: Engine, tmp_path: Path) -> AsyncIterator[ContainerBench]:
+    made = make(runner, runner.tools_image(), tmp_path)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def docker_bench(dockerd: Engine, tmp_path: Path) -> AsyncIterator[ContainerBench]:
+    """For what podman does in another way, or not at all."""
+    made = make(dockerd, dockerd.tools_image(), tmp_path)
+    yield made
+    await made.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -16,13 +17,16 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import docker
+import docker.errors
 import xllamacpp
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +35,10 @@ MIB = 1024**2
 #: Who may read a registry with users: `reader` with this password, whose bcrypt hash is the only kind that it takes.
 PASSWORD = "canary-registry-4711"
 _HASH = "$2b$05$abcdefghijklmnopqrstuuGBIfqmHo0GUM.JNNzAGSWTZA6btKTQ2"
+
+
+#: What an image of tools has besides busybox itself.
+TOOLS = ("sh", "cat", "dd", "echo", "id", "kill", "mkdir", "setsid", "sleep", "touch")
 
 
 class Missing(Exception):
@@ -64,6 +72,7 @@ class Engine:
         self.socket = root / "engine.sock"
         self.log = root / "engine.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self._tools = ""
 
     def command(self) -> list[str | Path]:
         raise NotImplementedError
@@ -84,6 +93,46 @@ class Engine:
                 return
             time.sleep(0.05)
         raise Missing(f"{self.name} does not start: {self.log.read_text()[-1000:]}")
+
+    @contextlib.contextmanager
+    def client(self) -> Iterator[Any]:
+        """The Docker SDK's, as somebody else on this host would use it."""
+        api = docker.APIClient(base_url=f"unix://{self.socket}", version="1.41", timeout=30)
+        try:
+            yield api
+        finally:
+            api.close()
+
+    def clear(self) -> None:
+        """All containers, and the networks that would stay on the host."""
+        with self.client() as api:
+            for each in api.containers(all=True):
+                api.remove_container(each["Id"], v=True, force=True)
+            for each in api.networks():
+                if each["Name"] not in {"bridge", "host", "none", "podman"}:
+                    api.remove_network(each["Id"])
+
+    def tools_image(self) -> str:
+        """The id of an image with a shell and little else; made once."""
+        if self._tools:
+            return self._tools
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            for folder in ("bin", "tmp"):
+                entry = tarfile.TarInfo(folder)
+                entry.type, entry.mode = tarfile.DIRTYPE, 0o1777 if folder == "tmp" else 0o755
+                tar.addfile(entry)
+            tar.add("/bin/busybox", "bin/busybox")
+            for tool in TOOLS:
+                entry = tarfile.TarInfo(f"bin/{tool}")
+                entry.type, entry.linkname = tarfile.SYMTYPE, "busybox"
+                tar.addfile(entry)
+        path = self.root / "tools.tar"
+        path.write_bytes(packed.getvalue())
+        with self.client() as api:
+            api.import_image_from_file(str(path), repository="localhost/tools", tag="v1")
+            self._tools = next(str(each["Id"]) for each in api.images() if "localhost/tools" in str(each["RepoTags"]))
+        return self._tools
 
     def answers(self) -> bool:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
@@ -109,6 +158,8 @@ class Engine:
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.signal(signal.SIGCONT)
+            with contextlib.suppress(docker.errors.DockerException, OSError):
+                self.clear()
             self.process.terminate()
             self.process.wait(30)
         self.after_stop()
@@ -180,7 +231,14 @@ class Podman(Engine):
         registries.write_text(
             "unqualified-search-registries = []\n[[registry]]\nlocation = '127.0.0.1'\ninsecure = true\n"
         )
+        settings = self.root / "containers.conf"
+        # Networks of its own; and limits, for what podman takes for the highest ones needs CAP_SYS_RESOURCE.
+        settings.write_text(
+            '[containers]\ndefault_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]\n'
+            f"[network]\nnetwork_config_dir = '{self.root}/networks'\n"
+        )
         os.environ["CONTAINERS_REGISTRIES_CONF"] = str(registries)
+        os.environ["CONTAINERS_CONF"] = str(settings)
         return [
             "podman", "--root", self.root / "data", "--runroot", self.root / "run", "--storage-driver", "vfs",
             "system", "service", "--time=0", f"unix://{self.socket}",

@@ -134,3 +134,12 @@ def test_one_refused_write_on_the_way_to_ready_is_answered_or_healed(node: Daemo
     assert (after.etag, after.instance.name, after.instance.pid) == (
         ready.etag, ready.instance.name, ready.instance.pid,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("point", ["plan", "command"])
+def test_a_fault_of_the_agent_is_an_attempt_that_failed_and_is_tried_again(node: Daemon, point: str) -> None:
+    node.start(environ=arm(f"{point}=error@1")).apply()
+    waiting = node.wait(phase="backoff")
+    assert waiting.diagnosis.code == "agent_failed"
+    assert "the agent's log" in waiting.diagnosis.hint
+    assert_one_engine(node, node.wait().instance.pid)

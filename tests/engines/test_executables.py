@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agent.engines import executables
+from agent.engines.base import Located
 from agent.engines.llama_cpp import LlamaCpp
 
 VERSION = re.compile(r"version:\s*(.+)")
@@ -106,3 +108,40 @@ def test_a_node_with_device_files_is_asked_again_while_no_device_is_listed(
     assert executables.devices((str(binary),), "--list-devices", bool) == "well"
     state.write_text("not asked any more")
     assert executables.devices((str(binary),), "--list-devices", bool) == "well"
+
+
+def _lister(folder: Path, seconds: float, names: int = 20) -> Located:
+    script = folder / "engine"
+    options = "".join(f"  --option-{number} VALUE   what --it does.\n" for number in range(names))
+    script.write_text(f"#!/bin/sh\necho asked >> {folder}/log\nsleep {seconds}\ncat <<'END'\n{options}END\n")
+    script.chmod(0o755)
+    return Located((str(script),), "1", "config", lists=("serve", "--help"))
+
+
+def test_an_executable_is_asked_once_for_its_options(tmp_path: Path) -> None:
+    located = _lister(tmp_path, 0)
+
+    assert executables.options(located) is None
+    assert executables.learn(located, 20) == executables.learn(located, 20) == executables.options(located)
+    found = executables.options(located)
+    assert found is not None
+    assert {"--option-0", "--option-19", "--it"} <= found
+    assert (tmp_path / "log").read_text() == "asked\n"
+    assert executables.options(replace(located, version="2")) is None  # the engine behind it may be another
+
+
+def test_an_answer_that_takes_long_is_not_waited_for_and_is_there_later(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    located = _lister(tmp_path, 0)
+    script = tmp_path / "engine"
+    script.write_text(script.read_text().replace("sleep 0", f"while [ ! -e {gate} ]; do sleep 0.05; done"))
+
+    assert executables.learn(located, 0.01) is None
+    assert executables.learn(located, 0.01) is None
+    gate.touch()
+    assert executables.learn(located, 20)
+    assert (tmp_path / "log").read_text() == "asked\n"
+
+
+def test_an_error_is_no_list_of_options(tmp_path: Path) -> None:
+    assert executables.learn(_lister(tmp_path, 0, names=3), 20) is None

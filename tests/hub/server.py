@@ -260,9 +260,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _cdn(self, path: str) -> _Answer:
         match = re.fullmatch(r"/cdn/([^/]+/[^/]+)/([0-9a-f]{40})/(.+)", path)
         repo = self.server.hub.repos.get(match[1]) if match else None
-        if match is None or repo is None:
+        file = repo.commits.get(match[2], {}).get(match[3]) if match and repo else None
+        if file is None:
             raise _Refusal(403, "", "AccessDenied")
-        file = repo.commits[match[2]][match[3]]
         return _Answer(200, {"ETag": f'"{file.sha256}"', "Accept-Ranges": "bytes"}, file)
 
     def _tree(self, repo: Repo, rest: str, query: Mapping[str, list[str]]) -> _Answer:

@@ -165,13 +165,14 @@ def test_heads_that_do_not_divide_make_stages() -> None:
     assert "10 KV heads neither divide by 4 nor do they divide it" in sentence(answer, "placement")
 
 
-def test_blocks_of_a_quantization_stay_whole_on_a_rank() -> None:
-    """Experts 1536 wide in blocks of 128: 8 ranks would cut blocks."""
+@pytest.mark.parametrize(("engine", "tensor", "experts"), [("vllm", 8, True), ("tensorrt-llm", 4, False)])
+def test_blocks_of_a_quantization_stay_whole_on_a_rank(engine: str, tensor: int, experts: bool) -> None:
+    """Experts 1536 wide in blocks of 128: 8 ranks would cut blocks, unless each has whole experts."""
     options = published("Qwen/Qwen3-235B-A22B", "fp8-block")
     workload = {"concurrency": 64, "context_tokens": 32768}
-    answer = made(ask(options, "h100-sxm:8", workload=workload))
+    answer = made(ask(options, "h100-sxm:8", workload=workload, engine=engine))
 
-    assert answer.placement.tensor == 4
+    assert (answer.placement.tensor, answer.placement.experts) == (tensor, experts)
 
 
 def test_replicas_serve_what_ranks_cannot_divide() -> None:
@@ -252,12 +253,17 @@ def test_weights_that_an_engine_cannot_load_are_no_candidates(
     assert words in answer.diagnosis.message
 
 
-def test_remote_code_runs_where_the_spec_allows_it() -> None:
+def test_remote_code_runs_where_the_spec_asks_for_it_and_the_policy_names_the_model() -> None:
     (option,) = AWQ_8B
     unknown = replace(option, profile=replace(option.profile, basis=Basis.BOUND, remote_code=True))
 
-    answer = made(ask([unknown], "l40s", engine="vllm", extra_args=["--trust-remote-code"]))
-    assert answer.extra_args == ("--trust-remote-code",)
+    asked = {"engine": "vllm", "extra_args": ["--trust-remote-code"]}
+    for named in ("qwen/qwen3-8b-awq", "Qwen/Qwen3-8B-AWQ", unknown.source):
+        answer = made(ask([unknown], "l40s", policy={"trust_remote_code": [named]}, **asked))
+        assert answer.extra_args == ("--trust-remote-code",)
+    for named in ("Qwen/Qwen3-8B", "Qwen/Qwen3-8B-AWQ@abc123", "file:/m/m"):
+        refusal = refused(ask([unknown], "l40s", policy={"trust_remote_code": [named]}, **asked))
+        assert "policy.trust_remote_code does not name" in refusal.diagnosis.message
 
 
 def test_arguments_choose_the_engine_that_they_suit() -> None:
@@ -396,3 +402,14 @@ def test_what_is_only_perhaps_enough_is_taken_when_nothing_else_is_and_says_so()
     assert doubtful
     assert all("give or take" in each.doubt for each in doubtful)
     assert [each.assured for each in held] == sorted((each.assured for each in held), reverse=True)
+
+
+def test_what_takes_memory_of_the_cache_makes_its_size_doubtful() -> None:
+    policy = {"extra_args": ["*"]}
+    plain = made(ask(AWQ_8B, "l40s", engine="vllm"))
+    lora = made(ask(AWQ_8B, "l40s", engine="vllm", policy=policy, extra_args=["--enable-lora", "--max-loras", "2"]))
+    assert plain.capacity is not None
+    assert plain.capacity.assured
+    assert lora.capacity is not None
+    assert not lora.capacity.assured
+    assert "extra_args ask for what takes memory of the cache" in lora.capacity.doubt

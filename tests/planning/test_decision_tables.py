@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from agent.engines import ENGINES
-from agent.planning.ranking import AIMS, QUANTIZATIONS, Generation
-from agent.planning.ranking import ENGINES as RANKED
+from agent.engines.base import Hardware
+from agent.planning.ranking import QUANTIZATIONS, Generation
 from agent.planning.request import DeviceState, Option
-from tests.planning.machines import AWQ, FP8, LLAMA_405B, MISTRAL_24B, ask, counted, made, published, refused
+from agent.spec import Aim
+from tests.planning.machines import AWQ, FP8, LLAMA_405B, MISTRAL_24B, ask, counted, made, published, refused, sentence
 
 QWEN_8B = "Qwen/Qwen3-8B"
+QWEN_235B, QWEN_CODER = "Qwen/Qwen3-235B-A22B", "Qwen/Qwen3-Coder-480B-A35B-Instruct"
+LLAMA_405 = "meta-llama/Llama-3.1-405B-Instruct"
 LLAMA_8B = "meta-llama/Llama-3.1-8B-Instruct"
 LLAMA_70B = "meta-llama/Llama-3.3-70B-Instruct"
+QWEN_72B = {
+    "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": 8192, "num_hidden_layers": 80,
+    "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 152064, "intermediate_size": 29568,
+    "tie_word_embeddings": False, "max_position_embeddings": 32768, "torch_dtype": "bfloat16",
+}  # fmt: skip
 SMALL_CARD = {"devices": [{"model": "rtx3060", "memory": "8GiB"}]}
 
 
@@ -217,15 +225,85 @@ def test_a_machine_without_devices_is_a_cpu() -> None:
     assert (answer.engine, answer.variant.quantization, answer.devices) == ("llama.cpp", "Q4_K_M", ())
 
 
+@pytest.mark.parametrize(("engine", "flags"), [("vllm", ("--enable-expert-parallel",)), ("sglang", ("--ep-size", "8"))])
+def test_experts_whose_blocks_cannot_be_divided_are_whole_on_the_ranks(engine: str, flags: tuple[str, ...]) -> None:
+    """2560 wide in blocks of 128: eight slices would be 320 wide."""
+    answer = made(ask(published(QWEN_CODER, "fp8-block"), "h100-sxm:8", engine=engine))
+    argv = ENGINES[engine].command(answer, "127.0.0.1", 8000).argv
+
+    assert (answer.placement.tensor, answer.placement.pipeline, answer.placement.experts) == (8, 1, True)
+    assert "whole experts, for 320 of the experts' width" in sentence(answer, "placement")
+    assert any(argv[place : place + len(flags)] == flags for place in range(len(argv)))
+
+
+def test_experts_that_can_be_divided_are_and_the_plan_says_why() -> None:
+    answer = made(ask(published(QWEN_235B, "fp8-block"), "h100-sxm:8", engine="vllm"))
+    argv = ENGINES["vllm"].command(answer, "127.0.0.1", 8000).argv
+
+    assert (answer.placement.tensor, answer.placement.experts) == (4, False)
+    assert "experts are sliced: whole ones would take as much" in sentence(answer, "placement")
+    assert "--enable-expert-parallel" not in argv
+
+
+def test_a_feed_forward_that_its_maker_padded_is_divided_and_one_that_is_not_padded_stays_whole() -> None:
+    """29568 is 231 groups of 128; Qwen's own files have 29696, which are 232."""
+    padded = made(ask(published("Qwen/Qwen2.5-72B-Instruct", "awq"), "rtx3090:2", engine="vllm"))
+    bare = counted(QWEN_72B | AWQ)
+    stages = made(ask([bare], "rtx3090:2", engine="vllm"))
+
+    assert (padded.placement.tensor, padded.placement.pipeline) == (2, 1)
+    assert (stages.placement.tensor, stages.placement.pipeline) == (1, 2)
+    assert "no multiple of the quantization's 128" in sentence(stages, "placement")
+
+
+def test_a_refusal_speaks_of_the_preferred_engine_with_the_variant_that_came_closest() -> None:
+    answer = refused(ask(LLAMA_405, "rtx4090:2"))
+
+    assert answer.diagnosis.message.startswith("vllm with awq (")
+
+
+def test_a_refusal_speaks_of_another_engine_that_lacks_less_than_half() -> None:
+    answer = refused(ask("deepseek-ai/DeepSeek-R1", "rtx4090"))
+
+    assert answer.diagnosis.message.startswith("llama.cpp with Q2_K (")
+
+
+def test_a_quantization_that_is_not_published_is_refused_with_those_that_are() -> None:
+    answer = refused(ask(QWEN_8B, "rtx4090", quantization="q9"))
+
+    assert answer.diagnosis.message == "no variant of the model is q9"
+    assert "awq" in answer.diagnosis.hint
+    assert "Q4_K_M" in answer.diagnosis.hint
+
+
+def test_a_device_that_does_not_exist_is_no_engines_fault() -> None:
+    answer = refused(ask(QWEN_8B, "rtx4090", devices=["7"]))
+
+    assert answer.diagnosis.message == "this node has no device 7"
+
+
 def test_the_reference_has_the_tables_that_decide() -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference" / "planning.md").read_text()
 
-    rows = [*AIMS.items(), *RANKED.items(), *((k, v) for k, v in QUANTIZATIONS.items() if k != Generation.OTHER)]
+    engines = [(name, suiting(name)) for name in (*get_args(Aim), *Hardware)]
+    rows = [*engines[1:], *((k, v) for k, v in QUANTIZATIONS.items() if k != Generation.OTHER)]
     missing = [row for name, values in rows if (row := f"| {name} | {', '.join(values)} |") not in page]
     assert missing == []
 
 
 def test_every_engine_has_a_place_on_hardware_that_it_runs_on() -> None:
-    placed = {name for names in RANKED.values() for name in names}
+    placed = {name for hardware in Hardware for name in suiting(hardware)}
 
     assert placed == set(ENGINES)
+
+
+def test_no_two_engines_have_the_same_place() -> None:
+    for name in (*get_args(Aim), *Hardware):
+        places = [engine.capabilities.suits[name] for engine in ENGINES.values() if name in engine.capabilities.suits]
+        assert len(places) == len(set(places)), name
+
+
+def suiting(name: str) -> list[str]:
+    """Engines that say so of a hardware or an aim, best first."""
+    found = [engine for engine in ENGINES.values() if name in engine.capabilities.suits]
+    return [engine.name for engine in sorted(found, key=lambda engine: engine.capabilities.suits[name])]

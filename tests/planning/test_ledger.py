@@ -31,6 +31,7 @@ from agent.planning.ledger import (
 from agent.planning.plan import Limits, MemoryTerm, Placement, Plan
 from agent.planning.planner import plan
 from agent.planning.request import PlanRequest
+from tests.planning import machines
 from tests.planning.test_planner import INVENTORY, PROFILE, ask
 
 MIB = 1024**2
@@ -312,3 +313,12 @@ def test_every_engine_reports_or_says_that_it_does_not() -> None:
     made = planned(ask())
 
     assert all(engine.parse_memory("", made) == () for engine in ENGINES.values())
+
+
+def test_whole_experts_are_another_layout_than_slices() -> None:
+    options = machines.published("Qwen/Qwen3-235B-A22B", "fp8-block")
+    answer = machines.made(machines.ask(options, "l40s:8", engine="vllm"))
+    sliced = replace(answer, placement=replace(answer.placement, experts=False))
+
+    assert answer.placement.experts
+    assert key_of(answer, "cpu", ["l40s"] * 8).layout != key_of(sliced, "cpu", ["l40s"] * 8).layout

@@ -1,7 +1,7 @@
 """What every runtime must do, as tests: subclass `RuntimeContract` and give it a `bench` fixture.
 
 The engines are one-liners of sh; a runtime that executes them elsewhere (in a container) needs nothing but `/bin/sh`,
-`sleep`, `kill` and `setsid` there.
+`sleep`, `kill`, `setsid`, `touch` and `mkdir` there, and a bench that says how.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class Bench:
     restarted: Callable[[], Runtime]
     node: str = field(default_factory=lambda: uuid.uuid4().hex)
     started: list[Running] = field(default_factory=list)
+    repeats: int = 10  # of what happens only sometimes
+    many: int = 50  # instances at once
     attempts: itertools.count[int] = field(default_factory=lambda: itertools.count(1))
 
     def request(self, *argv: str, environment: dict[str, str] | None = None, **limits: float) -> LaunchRequest:
@@ -88,8 +90,19 @@ class Bench:
         async with asyncio.timeout(DEADLINE):
             return await self.runtime.wait_exit(running.handle)
 
+    async def output(self, running: Running) -> str:
+        await self.runtime.gather_log(running.handle, running.request.log)
+        return running.output
+
     async def said(self, running: Running, word: str = "ready") -> None:
-        await eventually(lambda: word in running.output)
+        async def heard() -> bool:
+            return word in await self.output(running)
+
+        await eventually(heard)
+
+    def program(self, name: str) -> str:
+        """The file that is mapped where `name` is executed."""
+        return os.path.realpath(shutil.which(name) or "")
 
     async def gone(self, running: Running) -> None:
         async def nobody() -> bool:
@@ -138,7 +151,7 @@ class RuntimeContract:
         await bench.said(running)
         await bench.runtime.kill(running.handle, signal.SIGTERM)
         assert (await bench.exit(running)).code == 0
-        assert "bye" in running.output
+        assert "bye" in await bench.output(running)
         await bench.gone(running)
 
     async def test_an_engine_that_ignores_sigterm_goes_on_and_dies_of_sigkill(self, bench: Bench) -> None:
@@ -153,14 +166,14 @@ class RuntimeContract:
 
     @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGKILL])
     async def test_a_signal_right_after_the_launch_is_not_lost(self, bench: Bench, sig: signal.Signals) -> None:
-        for _ in range(10):
+        for _ in range(bench.repeats):
             running = await bench.sh("exec sleep 1000")
             await bench.runtime.kill(running.handle, sig)
             assert (await bench.exit(running)).signal == sig
             await bench.gone(running)
 
     async def test_a_launched_instance_is_ours_at_once(self, bench: Bench) -> None:
-        for _ in range(10):
+        for _ in range(bench.repeats):
             running = await bench.sh("exec sleep 1000")
             assert running.identity in await bench.runtime.find_all(bench.node)
             assert await bench.runtime.survivors(running.handle)
@@ -172,7 +185,7 @@ class RuntimeContract:
         await bench.said(running, "got it")
         await bench.runtime.kill(running.handle, signal.SIGINT)
         assert (await bench.exit(running)).code == 0
-        assert running.output.count("got it") == 1
+        assert (await bench.output(running)).count("got it") == 1
 
     async def test_a_stopped_engine_is_killed(self, bench: Bench) -> None:
         running = await bench.sh("echo ready; kill -STOP $$; echo woken")
@@ -180,7 +193,7 @@ class RuntimeContract:
         await bench.runtime.kill(running.handle, signal.SIGKILL)
         assert (await bench.exit(running)).signal == signal.SIGKILL
         await bench.gone(running)
-        assert "woken" not in running.output
+        assert "woken" not in await bench.output(running)
 
     async def test_a_descendant_in_a_session_of_its_own_survives_the_engine_and_is_found_and_killed(
         self, bench: Bench
@@ -260,12 +273,12 @@ class RuntimeContract:
         assert await bench.runtime.find_all(bench.node) == {}
 
     async def test_stdout_and_stderr_are_appended_to_the_log(self, bench: Bench) -> None:
-        request = bench.request("/bin/sh", "-c", "echo out; echo err >&2")
+        request = bench.request("/bin/sh", "-c", "echo out; sleep 0.2; echo err >&2")
         request.log.parent.mkdir(parents=True)
         request.log.write_text("before\n")
         running = await bench.launch(request)
         await bench.exit(running)
-        assert running.output == "before\nout\nerr\n"
+        assert await bench.output(running) == "before\nout\nerr\n"
 
     async def test_memory_cpu_and_pids_are_sampled(self, bench: Bench) -> None:
         running = await bench.sh("i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; echo ready; exec sleep 1000")
@@ -279,7 +292,7 @@ class RuntimeContract:
     async def test_mapped_files_are_told_from_other_memory(self, bench: Bench) -> None:
         running = await bench.sh("echo ready; exec sleep 1000")
         await bench.said(running)
-        program = os.path.realpath(shutil.which("sleep") or "")
+        program = bench.program("sleep")
 
         async def executed() -> bool:
             return program in await bench.runtime.footprint(running.handle)
@@ -330,14 +343,15 @@ class RuntimeContract:
     async def test_forgetting_removes_the_directory_and_keeps_the_log(self, bench: Bench) -> None:
         running = await bench.sh('echo hello; touch "$TMPDIR/litter"; mkdir deep; touch deep/er')
         await bench.exit(running)
+        assert await bench.output(running) == "hello\n"
         await bench.runtime.forget(running.handle, running.directory)
         assert not running.directory.exists()
         assert running.output == "hello\n"
         await bench.runtime.forget(running.handle, running.directory)
 
-    async def test_fifty_instances_at_once_end_with_nothing_left(self, bench: Bench) -> None:
-        running = await asyncio.gather(*(bench.sh(f"sleep 0.05 & exit {number}") for number in range(50)))
-        assert [status.code for status in await asyncio.gather(*map(bench.exit, running))] == list(range(50))
+    async def test_many_instances_at_once_end_with_nothing_left(self, bench: Bench) -> None:
+        running = await asyncio.gather(*(bench.sh(f"sleep 0.05 & exit {number}") for number in range(bench.many)))
+        assert [status.code for status in await asyncio.gather(*map(bench.exit, running))] == list(range(bench.many))
         await asyncio.gather(*map(bench.gone, running))
         await asyncio.gather(*(bench.runtime.forget(one.handle, one.directory) for one in running))
         assert await bench.runtime.find_all(bench.node) == {}

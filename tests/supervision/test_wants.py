@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from agent.artifacts import cache, holdings
+from agent.artifacts.base import SourcePolicy
+from agent.artifacts.sources import REMOTE
 from agent.planning.plan import Variant
 from agent.supervision import wants
 from agent.supervision.wants import Want
@@ -83,3 +85,18 @@ def test_what_lies_elsewhere_is_shown_once_for_all_who_use_it(root: Path) -> Non
     assert [(one.path, one.used_by, one.desired_by, one.digest) for one in found] == [
         ("/m.gguf", ("a",), ("a", "b"), "sha256:ab")
     ]
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        f"s3://bucket/m.gguf#sha256={'1' * 64}", "gs://bucket/directory", "oci:docker.io/ai/m:v1", "ollama:m:1b",
+        "ollama:owner/m", "ms:owner/name@v1:Q4_K_M",
+    ],
+)  # fmt: skip
+def test_files_of_other_sources_are_wanted_where_they_are_fetched_to(tmp_path: Path, reference: str) -> None:
+    scheme, _, rest = reference.partition(":")
+    job = REMOTE[scheme].job(rest, SourcePolicy(frozenset({scheme}), None, tmp_path))
+
+    assert wants.folder_of(tmp_path, reference) == job.folder.path
+    assert job.folder.path.is_relative_to(tmp_path / scheme)

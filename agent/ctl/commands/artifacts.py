@@ -38,7 +38,7 @@ def artifact_names(command: options.Command) -> options.Command:
 @options.with_examples
 @click.group(cls=Artifacts, subcommand_metavar="[ls] | COMMAND [ARGS]...")
 def artifacts() -> None:
-    """Show the weights on this node, fetch others, or make room.
+    """Show the weights and engine images on this node, fetch weights, or make room.
 
     REF is a reference (hf:owner/name:variant), or the ID of one artifact.
 
@@ -58,6 +58,9 @@ def artifacts() -> None:
 def ls(app: App, *, watch: bool, form: Format) -> None:
     """Show what is here, last used first: how much of it, who uses it, and who wants it. `ls` may be left out.
 
+    Images are the container engine's: it removes them (docker rmi). They are those of the catalog's repositories, and
+    those that deployments use; unknown, with the reason, where the container engine cannot be asked.
+
     STATE is complete, a percentage of what a pull has brought so far, changed (files went or changed since they were
     verified), or external (outside of the cache: the agent only reads it). FREES is what removing it alone would free.
 
@@ -73,6 +76,9 @@ def ls(app: App, *, watch: bool, form: Format) -> None:
         emit(_data(found), form)
         return
     rows.show("artifacts", list(found.artifacts), shown.columns(app.now()), form)
+    for one in found.artifacts:
+        if one.state == pb.ARTIFACT_STATE_UNKNOWN:
+            click.echo(f"! {one.source}: {one.kept_for}", err=True)
     if found.HasField("disk"):
         click.echo(shown.disk(found.disk), err=True)
 

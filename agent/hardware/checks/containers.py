@@ -10,8 +10,13 @@ from agent.status import Finding
 
 
 def reachable(case: Case) -> Iterator[Finding]:
-    """None is needed as long as engines run as processes; one that is there and does not answer is worth a word."""
-    if not case.inventory.containers:
+    """On a CPU none is needed: engines run as processes. One that is there and does not answer is worth a word."""
+    if not case.inventory.containers and case.inventory.devices:
+        message = "neither docker nor podman was found: only engines that are installed here can use the devices"
+        yield warning(
+            "containers", message, "install one (docker.io, podman); or name executables in engines.<name>.binary"
+        )
+    elif not case.inventory.containers:
         yield note("containers", "neither docker nor podman was found: engines run as processes")
     for runtime in case.inventory.containers:
         if runtime.problem:
@@ -43,7 +48,7 @@ def _remedy(runtime: ContainerRuntime) -> str:
         group = "docker" if runtime.name == "docker" else "the socket's group"
         return f"add the user of agentd to {group} (which is as much as root there), and start agentd anew"
     unit = "podman.socket" if runtime.name == "podman" else runtime.name
-    return f"`systemctl enable --now {unit}`; or leave it: no engine needs it that runs as a process"
+    return f"`systemctl enable --now {unit}`; or leave it: engines that are installed here need none"
 
 
 def _toolkit(name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import attrgetter
 
 from agent.models.profile import ModelProfile
 from agent.planning.plan import MemoryTerm
@@ -40,6 +41,7 @@ _BOUNDS = {
     "max_num_seqs": (0, 1 << 24), "max_num_batched_tokens": (0, 1 << 30), "block": (0, 1 << 20), "ubatch": (0, 1 << 30),
     "lora_slots": (0, 4096), "lora_rank": (1, 4096), "speculative": (0, 1024),
 }  # fmt: skip
+_numbers = attrgetter(*_BOUNDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,7 @@ class Request:
 
     def __post_init__(self) -> None:
         """Raises `ValueError` for what no engine could be asked."""
-        for name, (least, most) in _BOUNDS.items():
-            value = getattr(self, name)
+        for value, (name, (least, most)) in zip(_numbers(self), _BOUNDS.items(), strict=True):
             if not least <= value <= most:
                 raise ValueError(f"{name} must be {least} to {most}, not {value}")
         if self.utilization is not None and not 0 < self.utilization <= 1:

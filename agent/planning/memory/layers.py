@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from agent.models.profile import Attention, ModelProfile
 
-#: Profiles that are remembered; the oldest one goes first.
-_KEPT = 128
+#: Profiles that are remembered, the oldest one goes first; and what is remembered of each at the same time.
+_KEPT, _FACTS = 128, 1024
 
 
 class Layers:
@@ -25,15 +25,26 @@ class Layers:
         self.different = tuple(numbers)
         self.memo: dict[tuple[object, ...], Any] = {}
         self.all: Mapping[Attention, int] = MappingProxyType(self._counted(self._numbers))
+        self._parts: dict[range, Mapping[Attention, int]] = {}
 
     def attentions(self, layers: range | None) -> Mapping[Attention, int]:
         """How many there are of each kind, in the order of their first ones."""
-        return self.all if layers is None else self._counted(self._numbers[layers.start : layers.stop])
+        if layers is None:
+            return self.all
+        found = self._parts.get(layers)
+        if found is None:
+            found = self._parts[layers] = self._counted(self._numbers[layers.start : layers.stop])
+        return found
 
     def bytes(self, layers: range) -> tuple[int, int]:
         """Of these layers, without routed experts, and of those."""
         dense, sparse = self._sums
         return dense[layers.stop] - dense[layers.start], sparse[layers.stop] - sparse[layers.start]
+
+    def accumulated(self, of: Callable[[Attention], int]) -> list[int]:
+        """What the layers before each come to; the last number is that of all."""
+        values = [of(each) for each in self.different]
+        return [0, *accumulate(values[number] for number in self._numbers)]
 
     def _counted(self, numbers: list[int]) -> dict[Attention, int]:
         return {self.different[number]: count for number, count in Counter(numbers).items()}
@@ -67,6 +78,8 @@ def remembered(profile: ModelProfile, key: tuple[object, ...], make: Callable[[]
     """
     memo = layers_of(profile).memo
     if key not in memo:
+        if len(memo) >= _FACTS:
+            memo.clear()
         memo[key] = make()
     found: _T = memo[key]
     return found

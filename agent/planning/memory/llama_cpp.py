@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from agent.models.profile import ModelProfile
+from agent.models.profile import Attention, ModelProfile
 from agent.planning.memory import kv_cache
 from agent.planning.memory.base import MIB, Estimate, Request, gib, padded, spread, vector_bytes
 from agent.planning.memory.decision import decided
+from agent.planning.memory.layers import layers_of
 from agent.planning.plan import MemoryTerm
 
 #: Cells of a sequence are allocated in multiples of this.
@@ -37,7 +38,7 @@ def estimate(profile: ModelProfile, request: Request) -> Estimate:
     body = profile.tensor_bytes - profile.embedding_bytes + (profile.embedding_bytes if profile.tied else 0)
     share = -(-body // devices)
     unsure = 0 if devices == 1 else int(share * 0.08)  # layers of one file differ, and stay whole
-    cache, states = cache_bytes(profile, request, kind)
+    cache, states = cache_bytes(profile, request.max_model_len, request.max_num_seqs, request.ubatch, kind)
     terms = (
         MemoryTerm("weights", share, "tensors of the file without the embedding", uncertainty=unsure),
         _compute(profile, request, kind, devices),
@@ -54,22 +55,32 @@ def estimate(profile: ModelProfile, request: Request) -> Estimate:
     return decided(request, terms, pool, layout, None, per_token)
 
 
-def cache_bytes(profile: ModelProfile, request: Request, kind: str, layers: range | None = None) -> tuple[int, int]:
-    """Of these layers, or all: cells for every token of each sequence, fewer where there is a window; and states in
+def cache_bytes(profile: ModelProfile, length: int, sequences: int, ubatch: int, kind: str) -> tuple[int, int]:
+    """Of all layers: cells for every token of each sequence, fewer where there is a window; and states in
     32 bit.
     """
-    cells = padded(request.max_model_len, CELLS)
-    total = states = 0
-    for at, count in kv_cache.attentions(profile, layers).items():
-        if kv_cache.is_recurrent(at):
-            states += count * request.max_num_seqs * kv_cache.state_bytes(at, 1, conv=4, state=4)
+    cells, states = cells_before(profile, length, sequences, ubatch, kind)
+    return cells[-1], states[-1]
+
+
+def cells_before(
+    profile: ModelProfile, length: int, sequences: int, ubatch: int, kind: str
+) -> tuple[list[int], list[int]]:
+    """Bytes that the layers before each keep, and last that all keep: cells, and states."""
+    cells = padded(length, CELLS)
+
+    def cache(at: Attention) -> int:
         if not kv_cache.has_cache(at):
-            continue
-        held = min(cells, padded(at.window + request.ubatch, CELLS)) if at.window else cells
+            return 0
+        held = min(cells, padded(at.window + ubatch, CELLS)) if at.window else cells
         latent = at.latent + at.rope_length
-        each = vector_bytes(kind, latent) if at.latent else kv_cache.token_bytes(at, kind)
-        total += count * held * request.max_num_seqs * each
-    return total, states
+        return held * sequences * (vector_bytes(kind, latent) if at.latent else kv_cache.token_bytes(at, kind))
+
+    def state(at: Attention) -> int:
+        return sequences * kv_cache.state_bytes(at, 1, conv=4, state=4) if kv_cache.is_recurrent(at) else 0
+
+    layers = layers_of(profile)
+    return layers.accumulated(cache), layers.accumulated(state)
 
 
 def _compute(profile: ModelProfile, request: Request, kind: str, devices: int) -> MemoryTerm:

@@ -14,7 +14,7 @@ from agent.planning.memory.base import GIB, MIB, Estimate, Request, gib, spread
 from agent.planning.memory.decision import CONTEXT, decided, fullest
 from agent.planning.memory.loading import adapted
 from agent.planning.memory.vllm import forward_bytes
-from agent.planning.memory.weights import Split, loaded
+from agent.planning.memory.weights import Split, different, loaded
 from agent.planning.plan import MemoryTerm
 
 #: Defaults by the device's memory: up to so many GiB, tokens of a prefill chunk, largest decode graph with few ranks
@@ -47,8 +47,8 @@ def estimate(profile: ModelProfile, request: Request) -> Estimate:
     request = defaults(request, profile)
     attention = max(1, request.tensor // request.data) if request.data_attention else request.tensor
     stages = []
-    for stage in range(request.pipeline):
-        split = Split(request.tensor, attention, request.tensor, stage, request.pipeline)
+    for stage in different(profile, request.pipeline):
+        split = Split(request.tensor, attention, request.tensor, stage, request.pipeline, request.expert)
         stages.append(_stage(profile, request, split))
     return fullest(stages)
 

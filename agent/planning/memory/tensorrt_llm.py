@@ -14,7 +14,7 @@ from agent.planning.memory.base import MIB, Estimate, Request, gib, spread
 from agent.planning.memory.decision import CONTEXT, decided, fullest
 from agent.planning.memory.loading import adapted
 from agent.planning.memory.vllm import forward_bytes
-from agent.planning.memory.weights import Split, loaded
+from agent.planning.memory.weights import Split, different, loaded
 from agent.planning.plan import MemoryTerm
 
 BLOCK, GRAPH, RANK = 32, 60 * MIB, 545 * MIB
@@ -29,7 +29,7 @@ def estimate(profile: ModelProfile, request: Request) -> Estimate:
         max_num_batched_tokens=request.max_num_batched_tokens or 8192,
         utilization=0.9 if request.utilization is None else request.utilization,
     )  # fmt: skip
-    return fullest([_stage(profile, request, stage) for stage in range(request.pipeline)])
+    return fullest([_stage(profile, request, stage) for stage in different(profile, request.pipeline)])
 
 
 def _stage(profile: ModelProfile, request: Request, stage: int) -> Estimate:

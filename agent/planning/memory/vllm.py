@@ -29,7 +29,7 @@ from agent.planning.memory.decision import decided, fullest
 from agent.planning.memory.kv_cache import Page
 from agent.planning.memory.layers import remembered
 from agent.planning.memory.loading import adapted
-from agent.planning.memory.weights import Split, loaded
+from agent.planning.memory.weights import Split, different, loaded
 from agent.planning.plan import MemoryTerm
 
 #: The newest version whose code was read; what is asked of an unnamed version.
@@ -73,6 +73,9 @@ STREAMS = 3
 
 def defaults(request: Request, profile: ModelProfile) -> Request:
     """The request with what vLLM chooses where nothing is asked."""
+    asked = (request.version, request.max_model_len, request.max_num_seqs, request.max_num_batched_tokens)
+    if all(asked) and request.utilization is not None:
+        return request
     version = request.version or NEWEST
     longest = request.max_model_len or profile.context_length or 2048
     utilization = request.utilization
@@ -102,7 +105,7 @@ def estimate(profile: ModelProfile, request: Request) -> Estimate:
     """The device that holds most; raises `KeyError` for a cache type that is not known."""
     stated = request.utilization is not None
     request = defaults(request, profile)
-    found = fullest([_stage(profile, request, stage) for stage in range(request.pipeline)])
+    found = fullest([_stage(profile, request, stage) for stage in different(profile, request.pipeline)])
     return found if stated else replace(found, assumed=("the share of memory is the version's default",))
 
 

@@ -7,7 +7,7 @@ Sources: vLLM's `layers/linear.py`, `layers/vocab_parallel_embedding.py`, `layer
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from agent.models.profile import AttentionKind, Basis, Group, ModelProfile
@@ -58,6 +58,23 @@ class Split:
         sizes = [each + (0 < self.stages - 1 - index <= left) for index in range(self.stages)]
         start = sum(sizes[: self.stage])
         return range(start, start + sizes[self.stage])
+
+
+def different(profile: ModelProfile, stages: int) -> Sequence[int]:
+    """Of the stages of a pipeline, those that hold something else than each before them."""
+    return remembered(profile, ("stages", stages), lambda: _different(profile, stages))
+
+
+def _different(profile: ModelProfile, stages: int) -> Sequence[int]:
+    found: dict[object, int] = {}
+    layers = layers_of(profile)
+    for stage in range(stages):
+        split = Split(stage=stage, stages=stages)
+        mine = split.layers(profile.layers)
+        kinds = tuple(layers.attentions(mine).items())
+        size = layers.bytes(mine) if profile.layer_details else ()
+        found.setdefault((split.first, split.last, len(mine), size, kinds), stage)
+    return tuple(found.values())
 
 
 def loaded(

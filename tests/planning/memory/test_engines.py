@@ -103,14 +103,18 @@ def test_sglang_with_attention_in_replicas_holds_it_on_every_rank():
 def test_llama_cpp_allocates_every_cell_at_the_start():
     """As printed for a 27B hybrid: 16 layers of 2 x 1024 values, 200,192 cells in q8_0, took 6647 MiB."""
     request = llama_cpp.defaults(Request("llama.cpp", CARD, max_model_len=200192), PROFILES["llama"])
-    cache, states = llama_cpp.cache_bytes(PROFILES["llama"], request, "q8_0")
+    cache, states = llama_cpp.cache_bytes(
+        PROFILES["llama"], request.max_model_len, request.max_num_seqs, request.ubatch, "q8_0"
+    )
     assert cache / MIB == pytest.approx(2 * 6647)  # 32 layers
     assert states == 0
 
 
 def test_llama_cpps_windows_keep_a_window_and_a_batch():
     request = llama_cpp.defaults(Request("llama.cpp", CARD, max_model_len=131072), PROFILES["mxfp4"])
-    cache, _ = llama_cpp.cache_bytes(PROFILES["mxfp4"], request, "f16")
+    cache, _ = llama_cpp.cache_bytes(
+        PROFILES["mxfp4"], request.max_model_len, request.max_num_seqs, request.ubatch, "f16"
+    )
     assert cache == 18 * (131072 + 768) * 2048
 
 

@@ -9,7 +9,7 @@ import pytest
 from agent.models.profile import Basis, Group
 from agent.planning.memory.base import GIB, Card, Request
 from agent.planning.memory.loading import adapted
-from agent.planning.memory.weights import Split, loaded
+from agent.planning.memory.weights import Split, different, loaded
 from tests.planning.memory import models
 
 CARD = Card(80 * GIB)
@@ -80,6 +80,19 @@ def test_stages_hold_everything_once():
 )
 def test_what_does_not_divide_goes_to_the_stages_before_the_last(layers, stages, sizes):
     assert [len(Split(stage=stage, stages=stages).layers(layers)) for stage in range(stages)] == sizes
+
+
+@pytest.mark.parametrize("name", ["llama", "latent", "mxfp4"])
+@pytest.mark.parametrize("stages", [1, 3, 5, 8])
+def test_a_stage_that_is_left_out_holds_what_one_before_it_holds(name, stages):
+    profile = models.profile(models.ALL[name])
+
+    def held(stage):
+        return loaded(profile, Split(2, 2, 2, stage, stages))
+
+    kept = different(profile, stages)
+    assert {held(stage) for stage in range(stages)} == {held(stage) for stage in kept}
+    assert {0, stages - 1} <= set(kept)
 
 
 def test_a_tower_is_left_out_of_a_text_only_start():

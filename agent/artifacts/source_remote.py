@@ -1,0 +1,109 @@
+"""What sources have in common whose files a process fetches into the cache.
+
+What was fetched once is used as it is: a tag or an object that goes on does not change what a deployment serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.artifacts import cache
+from agent.artifacts.base import ArtifactError, Fetched, SourcePolicy
+from agent.artifacts.cache import Folder
+from agent.artifacts.errors import missing, refused
+from agent.artifacts.job import Job
+from agent.artifacts.pulls import Show
+from agent.artifacts.source_hf import offline
+from agent.references import MODEL_SCHEMES
+from agent.status import DiagnosisCode
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteSource:
+    """One scheme. `repo` is what the source calls a model, of the rest of a reference to it; `job` says what is to be
+    fetched, and raises `ArtifactError` for what the policy does not allow."""
+
+    scheme: str
+    repo: Callable[[str], str]
+    job: Callable[[str, SourcePolicy], Job]
+
+    def folder(self, rest: str, root: Path) -> Folder:
+        """Where its files lie in the cache, or would."""
+        return cache.of_kind(root, self.scheme, self.repo(rest))
+
+    async def resolve(self, rest: str, policy: SourcePolicy) -> Fetched:
+        """The files, where they are whole in the cache. Raises `ArtifactError`."""
+        return await self._kept(self._job(rest, policy), use=False)
+
+    async def fetch(self, rest: str, policy: SourcePolicy, show: Show) -> Fetched:
+        """The files; where they are not here, they are fetched. Raises `ArtifactError`."""
+        job = self._job(rest, policy)
+        try:
+            return await self._kept(job, use=True)
+        except ArtifactError:
+            pulled = await policy.pulls.fetch(job, show)
+        return Fetched(pulled.path, pulled.digest, pulled.bytes, job.source)
+
+    async def look(self, rest: str, policy: SourcePolicy) -> dict[str, Any] | None:
+        """The model's profile as data, from headers at its source; None where the files are here. Raises
+        `ArtifactError`."""
+        job = self._job(rest, policy)
+        try:
+            await self._kept(job, use=False)
+        except ArtifactError:
+            return await policy.pulls.look(job)
+        return None
+
+    def _job(self, rest: str, policy: SourcePolicy) -> Job:
+        try:
+            return self.job(MODEL_SCHEMES[self.scheme](rest), policy)
+        except ValueError as error:
+            raise missing(f"{self.scheme}:{rest} {error}") from None
+
+    async def _kept(self, job: Job, *, use: bool) -> Fetched:
+        def look() -> Fetched | None:
+            folder = job.folder
+            kept = folder.kept(job.sha256 or folder.commit(job.revision), job.variant)
+            if kept is not None and use:
+                cache.touch(folder, kept)
+            return Fetched(kept.path, kept.digest, kept.bytes, job.source) if kept else None
+
+        found = await asyncio.to_thread(look)
+        if found is None:
+            raise missing(f"{job.source} is not on this node yet")
+        return found
+
+
+def basis(source: str, kind: str, policy: SourcePolicy) -> Job:
+    """What the node's policy says of every pull."""
+    config = policy.fetching
+    return Job(
+        source=source, cache=str(policy.cache), kind=kind, offline=offline(policy), pickle=policy.pickle,
+        connections=config.connections, bytes_per_second=config.bytes_per_second,
+        stall_seconds=config.stall_seconds, reserve_bytes=config.disk_reserve_bytes,
+    )  # fmt: skip
+
+
+def allow(owner: str, policy: SourcePolicy) -> None:
+    """Raises `ArtifactError` for owners of models whom the policy does not name."""
+    if policy.organisations is not None and owner.lower() not in policy.organisations:
+        message = f"the node policy does not allow models of {owner}"
+        hint = f"policy.model_organisations allows: {', '.join(sorted(policy.organisations)) or 'none'}"
+        raise refused(DiagnosisCode.POLICY_DENIED, message, hint)
+
+
+def secret(path: Path | None, field: str) -> str:
+    """A token, from the operator's file; "" without one. Raises `ArtifactError`."""
+    if path is None:
+        return ""
+    try:
+        with path.open("rb") as file:
+            return file.read(64 * 1024).decode().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        problem = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        hint = "create it, readable by the agent's user, or change the setting"
+        raise refused(DiagnosisCode.SECRET_MISSING, f"{field}: {path}: {problem}", hint) from None

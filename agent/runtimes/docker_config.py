@@ -1,0 +1,154 @@
+"""How a container is made: the engine's own JSON out of a launch request. Pure.
+
+What an engine of ours never gets is written out here, not left to defaults: privileges, capabilities, new privileges by
+setuid files, a restart policy, the host's network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agent.runtimes.base import Container, Identity, LaunchError, LaunchRequest, Resources
+from agent.runtimes.docker_engine import Facts
+
+LABEL = "llm-node-agent"
+NODE, CONFIG = f"{LABEL}.node", f"{LABEL}.config"
+NETWORK = LABEL
+
+_NANO = 10**9
+#: From the stop signal to SIGKILL where somebody else says `docker stop`; the agent has deadlines of its own.
+STOP_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a container's configuration depends on besides the request."""
+
+    facts: Facts
+    groups: tuple[int, ...] = ()  # which own the device files
+    specified: bool = False  # the host's CDI specifications name all NVIDIA devices that are wanted
+
+
+def labels(identity: Identity) -> dict[str, str]:
+    return {
+        NODE: identity.node,
+        f"{LABEL}.deployment": identity.deployment,
+        f"{LABEL}.generation": str(identity.generation),
+        f"{LABEL}.attempt": str(identity.attempt),
+        f"{LABEL}.instance": identity.instance,
+    }
+
+
+def identity_of(found: Mapping[str, str] | None) -> Identity | None:
+    """Who a container says it is, from its labels; None when it says nothing, or not all of it."""
+    found = found or {}
+    try:
+        return Identity(
+            found[NODE],
+            found[f"{LABEL}.deployment"],
+            int(found[f"{LABEL}.generation"]),
+            int(found[f"{LABEL}.attempt"]),
+            found[f"{LABEL}.instance"],
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+def created(request: LaunchRequest, container: Container, around: Surroundings) -> dict[str, Any]:
+    """The body of POST /containers/create, with the hash of itself among its labels. Raises `LaunchError`."""
+    port = f"{container.port}/tcp"
+    config: dict[str, Any] = {
+        "Image": container.image,
+        "Env": [f"{name}={value}" for name, value in sorted(request.environment.items())],
+        "Labels": labels(request.identity),
+        "ExposedPorts": {port: {}},
+        "StopSignal": container.stop_signal.name,
+        "StopTimeout": STOP_SECONDS,
+        "User": container.user,
+        "HostConfig": {
+            "RestartPolicy": {"Name": "no"},
+            "Init": True,
+            "Privileged": False,
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges"],
+            "NetworkMode": NETWORK,
+            "PortBindings": {port: [{"HostIp": container.address, "HostPort": str(container.port)}]},
+            "Mounts": [  # which, other than Binds, never make a missing source
+                {"Type": "bind", "Source": mount.source, "Target": mount.target, "ReadOnly": mount.read_only}
+                for mount in container.mounts
+            ],
+            "ReadonlyRootfs": container.read_only_root,
+            "Tmpfs": {"/tmp": "rw,exec,nosuid,nodev,mode=1777"} if container.read_only_root else {},  # noqa: S108
+            "Ulimits": [
+                {"Name": name, "Soft": value, "Hard": value} for name, value in sorted(container.ulimits.items())
+            ],
+            "LogConfig": _log(container, around.facts),
+            **({"IpcMode": "host"} if container.host_ipc else {"ShmSize": container.shm_bytes}),
+            **_limits(request.resources),
+            **_devices(container, around),
+        },
+        **_command(request, container),
+    }
+    config["Labels"][CONFIG] = digest(config)
+    return config
+
+
+def digest(config: Mapping[str, Any]) -> str:
+    """Of what was asked of the engine: two containers with the same one are the same."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _command(request: LaunchRequest, container: Container) -> dict[str, Any]:
+    if container.own_entrypoint:
+        return {"Cmd": list(request.argv)}
+    return {"Entrypoint": [request.argv[0]], "Cmd": list(request.argv[1:])}
+
+
+def _limits(resources: Resources) -> dict[str, Any]:
+    limits: dict[str, Any] = {}
+    if resources.memory_bytes is not None:
+        limits |= {"Memory": resources.memory_bytes, "MemorySwap": resources.memory_bytes}  # the same: no swap
+    if resources.cpus is not None:
+        limits["NanoCpus"] = int(resources.cpus * _NANO)
+    if resources.pids is not None:
+        limits["PidsLimit"] = resources.pids
+    return limits
+
+
+def _log(container: Container, facts: Facts) -> dict[str, Any]:
+    """A file a container, with a cap: text that a reader of today and one of the next version understand, and of which
+    a torn line costs that line. podman's own is one such file, started anew when it is full."""
+    if facts.podman:
+        return {"Type": "k8s-file", "Config": {"max-size": str(container.log_bytes * container.log_files)}}
+    files = {"max-size": str(container.log_bytes), "max-file": str(container.log_files)}
+    return {"Type": "json-file", "Config": files}
+
+
+def _devices(container: Container, around: Surroundings) -> dict[str, Any]:
+    files = [
+        {"PathOnHost": path, "PathInContainer": path, "CgroupPermissions": "rw"} for path in container.device_files
+    ]
+    devices: dict[str, Any] = {"Devices": files, "GroupAdd": [str(group) for group in around.groups]}
+    if container.gpus:
+        devices["DeviceRequests"] = [_gpus(container.gpus, around)]
+    return devices
+
+
+def _gpus(uuids: tuple[str, ...], around: Surroundings) -> dict[str, Any]:
+    """By UUID: an index names another card after a reboot. podman passes over what it does not know, so it is asked
+    only for what is specified."""
+    facts = around.facts
+    if "nvidia" in facts.runtimes and not facts.podman:
+        return {"Driver": "nvidia", "DeviceIDs": list(uuids), "Capabilities": [["gpu", "compute", "utility"]]}
+    names = [f"nvidia.com/gpu={uuid}" for uuid in uuids]
+    if facts.cdi_devices.issuperset(names) or (facts.takes_cdi and around.specified):
+        return {"Driver": "cdi", "DeviceIDs": names, "Capabilities": [[]]}
+    raise LaunchError(
+        "the container engine can give no NVIDIA device to a container: it has no nvidia runtime and no CDI "
+        "specification of these devices; install nvidia-container-toolkit, then run "
+        "`nvidia-ctk runtime configure --runtime=docker` and restart the engine"
+    )

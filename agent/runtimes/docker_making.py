@@ -1,0 +1,146 @@
+"""Making and starting a container; every refusal in people's words. Synchronous: for the engine's threads."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Mapping
+from operator import methodcaller
+from pathlib import Path
+from typing import Any
+
+from agent.runtimes import docker_config, docker_refusals
+from agent.runtimes.base import Container, LaunchError, LaunchRequest
+from agent.runtimes.docker_config import NETWORK
+from agent.runtimes.docker_engine import ACT_SECONDS, ASK_SECONDS, Engine, Refused
+
+#: How long the port of an instance that has just ended may stay taken: podman holds it until it has tidied up.
+PORT_SECONDS = 3.0
+_PORT_PAUSE = 0.02
+_CDI_FOLDERS = (Path("/etc/cdi"), Path("/var/run/cdi"))
+
+
+class Maker:
+    """Remembers what need not be asked again. Methods raise `LaunchError`, or `Silent`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._networked = False
+        self._executables: set[tuple[str, str]] = set()  # (image's id, path): what an image holds never changes
+
+    def create(self, request: LaunchRequest, container: Container) -> str:
+        """The id of a container that is made, and not started."""
+        _check_mounts(container)
+        facts = self._engine.facts(devices=bool(container.gpus))
+        around = docker_config.Surroundings(facts, _groups(container.device_files), _specified(container.gpus))
+        config = docker_config.created(request, container, around)
+        try:
+            if not self._networked:
+                self._make_network()
+            try:
+                id = self._create(config, request.identity.instance)
+            except Refused as refusal:
+                if not docker_refusals.lacks_network(str(refusal)):
+                    raise
+                self._make_network()  # somebody removed it
+                id = self._create(config, request.identity.instance)
+        except Refused as refusal:
+            raise LaunchError(docker_refusals.sentence(str(refusal), container)) from refusal
+        if not container.own_entrypoint:
+            self._check_executable(id, container.image, request.argv[0])
+        return id
+
+    def start(self, id: str, container: Container) -> dict[str, Any]:
+        """What the engine says of it right after its start."""
+        until = time.monotonic() + PORT_SECONDS
+        remade = False
+        while True:
+            try:
+                self._engine.ask(lambda api: api.start(id), ACT_SECONDS)
+                found: dict[str, Any] = self._engine.ask(lambda api: api.inspect_container(id))
+            except Refused as refusal:
+                said = str(refusal)
+                if docker_refusals.lacks_network(said) and not remade:
+                    remade = True
+                    self._make_network()
+                elif docker_refusals.port_taken(said) and time.monotonic() < until:
+                    time.sleep(_PORT_PAUSE)
+                else:
+                    raise LaunchError(docker_refusals.sentence(said, container)) from refusal
+            else:
+                return found
+
+    def remove(self, id: str) -> None:
+        """Raises `Refused`, but not for one that is not there."""
+        try:
+            self._engine.ask(lambda api: api.remove_container(id, v=True, force=True), ACT_SECONDS)
+        except Refused as refusal:
+            if not refusal.missing:
+                raise
+
+    def _create(self, config: dict[str, Any], name: str) -> str:
+        made = self._engine.ask(lambda api: api.create_container_from_config(config, name), ACT_SECONDS)
+        return str(made["Id"])
+
+    def _make_network(self) -> None:
+        """A bridge of ours, without IPv6: whatever is set as default for others does not reach engines."""
+        labels = {docker_config.LABEL: "network"}
+        with self._lock:  # dockerd makes two of the same name if it is asked twice at once
+            known = [each for each in self._engine.ask(lambda api: api.networks(names=[NETWORK])) if _is_ours(each)]
+            for extra in known[1:]:  # two agents, at the same instant
+                with contextlib.suppress(Refused):  # in use
+                    self._engine.ask(methodcaller("remove_network", extra["Id"]))
+            if not known:
+                try:
+                    self._engine.ask(
+                        lambda api: api.create_network(
+                            NETWORK, driver="bridge", enable_ipv6=False, check_duplicate=True, labels=labels
+                        ),
+                        ACT_SECONDS,
+                    )
+                except Refused as refusal:
+                    if not docker_refusals.already(str(refusal)):
+                        raise
+            self._networked = True
+
+    def _check_executable(self, id: str, image: str, path: str) -> None:
+        """The init, not the engine, is what the container's start executes: it would only end with status 127."""
+        if not path.startswith("/") or (image, path) in self._executables:
+            return
+        answer = self._engine.ask(
+            lambda api: api.head(
+                api._url("/containers/{0}/archive", id),  # noqa: SLF001 - the SDK fetches the file with it
+                params={"path": path},
+                timeout=ASK_SECONDS,
+            )
+        )
+        if answer.status_code == 404:
+            self.remove(id)
+            raise LaunchError(f"the engine's binary {path} does not exist in the image")
+        self._executables.add((image, path))
+
+
+def _check_mounts(container: Container) -> None:
+    """Podman makes what is missing: an engine would find an empty folder."""
+    for mount in container.mounts:
+        if not Path(mount.source).exists():
+            raise LaunchError(f"{mount.source}, to be mounted at {mount.target}, is not on this host")
+
+
+def _specified(gpus: tuple[str, ...]) -> bool:
+    texts = [path.read_text(errors="replace") for folder in _CDI_FOLDERS for path in folder.glob("*.*")] if gpus else []
+    return bool(texts) and all(any(uuid in text for text in texts) for uuid in gpus)
+
+
+def _is_ours(network: Mapping[str, Any]) -> bool:
+    return network.get("Name") == NETWORK  # the engine finds by parts of names
+
+
+def _groups(files: tuple[str, ...]) -> tuple[int, ...]:
+    """Which own the device files: so an engine that is not root may open them."""
+    try:
+        return tuple(sorted({Path(file).stat().st_gid for file in files}))
+    except OSError as error:
+        raise LaunchError(f"the device file {error.filename} is not on this host") from error

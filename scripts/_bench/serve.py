@@ -1,0 +1,159 @@
+"""From `agentctl serve MODEL` to the first answer of the engine, with image and weights at hand, beside a direct launch
+of the same engine with the same arguments: natively, and in containers of dockerd and podman.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from agent.runtimes import docker_config
+from agent.runtimes.base import Container, Identity, LaunchRequest, Mount
+from agent.runtimes.docker_engine import Facts
+from scripts._bench import containers
+from scripts._bench.figures import Figure, Sample, Target
+from scripts._bench.place import Place, milliseconds_since
+from tests.docker.parts import Docker, Engine, Missing, Podman
+from tests.harness import Daemon, free_port, wait_true
+
+# Of the other part about containers this one needs how it makes an image and a node.
+# ruff: noqa: SLF001
+
+PART = "serve"
+RUNS, QUICK_RUNS = 9, 2
+WAIT_SECONDS = 60.0
+TIMES = 1.2
+NAME = "m"
+
+#: Starts the engine with these arguments at once, and ends it when left.
+Launch = Callable[[list[str]], AbstractContextManager[object]]
+
+
+def measure(place: Place, *, quick: bool) -> list[Figure]:
+    runs = QUICK_RUNS if quick else RUNS
+    figures = [_figure("natively", runs, place.node("serve"), "process", lambda argv: _native(place, argv))]
+    for kind in (Docker, Podman):
+        with tempfile.TemporaryDirectory(prefix="b-", ignore_cleanup_errors=True) as name:
+            engine = kind(Path(name))
+            try:
+                engine.start()
+                containers._build(engine)
+                node = containers._node(place, engine, "serve")
+                figures.append(
+                    _figure(f"in {engine.name}", runs, node, "docker", lambda argv: _contained(place, engine, argv))  # noqa: B023
+                )
+            except Missing as reason:
+                sys.stderr.write(f"bench: serving in {kind.name} is left out: {reason}\n")
+            finally:
+                engine.stop()
+    return figures
+
+
+def _figure(where: str, runs: int, node: Daemon, runtime: str, launch: Launch) -> Figure:
+    own, direct = [], []
+    node.start()
+    try:
+        argv, port = _warm(node, runtime)
+        for _ in range(runs):
+            other = free_port()
+            words = [str(other) if word == str(port) else word for word in argv]
+            began = time.monotonic_ns()
+            with launch(words):
+                direct.append(_answered(other, began))
+            own.append(_served(node, runtime, port))
+    finally:
+        node.cleanup()
+    target = Target(f"at most {TIMES} x the direct launch", TIMES * Sample.of(direct).median)
+    what = f"agentctl serve to the first 200, {where}"
+    return Figure(PART, what, "ms", Sample.of(own), {"direct launch": Sample.of(direct)}, target)
+
+
+def _warm(node: Daemon, runtime: str) -> tuple[list[str], int]:
+    """The command that the agent gives the engine, and the port, which it will give it again."""
+    with _serving(node, runtime):
+        pass
+    instance = node.get(NAME).instance
+    assert instance.pid, "the engine's process is not seen"
+    argv = containers._argv(instance.pid)
+    _delete(node)
+    return argv, instance.port
+
+
+def _served(node: Daemon, runtime: str, port: int) -> float:
+    """Milliseconds."""
+    began = time.monotonic_ns()
+    with _serving(node, runtime):
+        took = _answered(port, began)
+    _delete(node)
+    return took
+
+
+@contextlib.contextmanager
+def _serving(node: Daemon, runtime: str) -> Iterator[None]:
+    """Until the command has ended, which waits until its deployment is ready."""
+    settings = ["limits.max_num_seqs=1", "limits.max_model_len=256", "limits.threads=1"]
+    command = [sys.executable, "-m", "agent.ctl", "--socket", str(node.control), "serve", str(node.model),
+               "--name", NAME, "--engine", "llama.cpp", "--runtime", runtime]  # fmt: skip
+    command += [word for each in settings for word in ("--set", each)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        yield
+        if process.wait(WAIT_SECONDS) != 0:
+            raise RuntimeError(f"agentctl serve ended with {process.returncode}; see {node.log}")
+
+
+def _delete(node: Daemon) -> None:
+    with node.client() as client:
+        client.delete_deployment(NAME)
+        wait_true(lambda: not client.list_deployments(), WAIT_SECONDS, "the deployment is gone")
+
+
+def _answered(port: int, began: int) -> float:
+    """Milliseconds until health is 200."""
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                return milliseconds_since(began)
+        connection.close()
+        if milliseconds_since(began) > WAIT_SECONDS * 1000:
+            raise TimeoutError(f"nobody answers at port {port}")
+        time.sleep(0.002)
+
+
+@contextlib.contextmanager
+def _native(place: Place, argv: list[str]) -> Iterator[None]:
+    process = place.spawn(argv)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def _contained(place: Place, engine: Engine, argv: list[str]) -> Iterator[None]:
+    """A container that is made as the agent makes its own, by two calls."""
+    port = int(argv[argv.index("--port") + 1])
+    with engine.client() as api:
+        image = next(
+            each["Id"] for each in api.images() if any("llama-server" in tag for tag in each["RepoTags"] or ())
+        )
+        image = image if image.startswith("sha256:") else f"sha256:{image}"
+        mounts = (Mount(str(place.model), str(place.model)),)
+        container = Container(image, "127.0.0.1", port, mounts=mounts, read_only_root=True)
+        request = LaunchRequest(Identity("bench", NAME, 1, 1, "direct"), tuple(argv), {}, place.root, place.root)
+        around = docker_config.Surroundings(Facts(podman=isinstance(engine, Podman)))
+        id = api.create_container_from_config(docker_config.created(request, container, around), "direct")["Id"]
+        api.start(id)
+        try:
+            yield
+        finally:
+            api.remove_container(id, force=True)

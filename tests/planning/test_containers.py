@@ -1,0 +1,146 @@
+"""How an engine is run: natively or by an image, and which image; all of it pure, for machines that are not here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from agent.engines.base import Located
+from agent.engines.images import ImageRules, shipped
+from agent.hardware.simulated import parse
+from agent.planning.plan import Plan
+from agent.planning.request import Containers, PlanRequest
+from agent.status import DiagnosisCode
+from tests.planning.machines import ask, made, published, refused, sentence
+
+AWQ_8B = published("Qwen/Qwen3-8B", "awq")
+GGUF_8B = published("Qwen/Qwen3-8B", "Q4_K_M")
+DOCKER = Containers(shipped(), ImageRules(), "docker 28.2")
+EMBEDDED = {"llama.cpp": Located(("/usr/bin/python", "x"), "xllamacpp 1", "embedded")}
+CUDA_BUILD = Located(("/usr/bin/llama-server",), "11549", "path", frozenset({"cpu", "cuda"}))
+
+
+def question(*args: Any, containers: Containers | None = DOCKER, **fields: Any) -> PlanRequest:
+    return replace(ask(*args, **{"located": {}, **fields}), containers=containers)
+
+
+def test_a_gpu_box_with_docker_serves_by_the_image_and_says_why() -> None:
+    answer = made(question(AWQ_8B, "h100-sxm"))
+
+    assert (answer.engine, answer.runtime) == ("vllm", "docker")
+    assert answer.image is not None
+    assert answer.image.name == "docker.io/vllm/vllm-openai:v0.33.0"
+    assert (answer.binary, answer.engine_version) == (("vllm",), "v0.33.0")
+    assert "docker 28.2 runs its image" in sentence(answer, "runtime")
+    assert sentence(answer, "image") == "the preferred image for cuda"
+
+
+def test_an_older_driver_gets_the_older_image_with_the_reason() -> None:
+    machine = {"devices": [{"model": "rtx4090"}], "driver": {"nvidia": "550.54.15", "cuda": "12.4"}}
+    answer = made(question(AWQ_8B, machine, engine="vllm"))
+
+    assert answer.image is not None
+    assert answer.image.tag == "v0.31.0-cu129"
+    assert "driver 550.54.15 cannot run the CUDA 13.0 image" in sentence(answer, "image")
+    assert answer.image.environment == {"NVIDIA_DISABLE_REQUIRE": "1"}
+
+
+def test_a_simulated_machine_shows_the_image_that_it_would_pull() -> None:
+    answer = made(replace(ask(AWQ_8B, "h100-sxm"), containers=replace(DOCKER, engine="a container engine")))
+
+    assert answer.runtime == "docker"
+    assert answer.image is not None
+    assert sentence(answer, "runtime") == "assumed: the machine runs containers"
+
+
+def test_without_a_container_engine_nothing_is_different() -> None:
+    with_none = made(ask(AWQ_8B, "h100-sxm"))
+
+    assert (with_none.runtime, with_none.image) == ("process", None)
+    assert sentence(with_none, "runtime") == "the engine runs natively"
+    refusal = refused(question(AWQ_8B, "h100-sxm", containers=None, engine="vllm"))
+    assert refusal.diagnosis.code == DiagnosisCode.BINARY_MISSING
+
+
+@pytest.mark.parametrize(
+    ("hardware", "native", "runtime"),
+    [
+        ("cpu", EMBEDDED["llama.cpp"], "process"),  # it is here already
+        ("rtx4090", EMBEDDED["llama.cpp"], "docker"),  # it reaches no device, and the image does
+        ("rtx4090", CUDA_BUILD, "process"),
+        ("rtx4090", replace(CUDA_BUILD, accelerators=frozenset({"cpu"})), "docker"),
+        ("rtx4090", replace(CUDA_BUILD, origin="config"), "process"),
+    ],
+)  # fmt: skip
+def test_what_is_here_is_preferred_unless_only_the_image_reaches_the_devices(
+    hardware: str, native: Located, runtime: str
+) -> None:
+    answer = made(question(GGUF_8B, hardware, located={"llama.cpp": native}, engine="llama.cpp"))
+    assert answer.runtime == runtime
+    assert {device.startswith("GPU") for device in answer.devices} == ({True} if hardware != "cpu" else set())
+
+
+def test_the_spec_and_the_policy_decide_over_that() -> None:
+    both: dict[str, Any] = {"located": EMBEDDED, "engine": "llama.cpp"}
+    boxed = made(question(GGUF_8B, "cpu", runtime="docker", **both))
+    assert boxed.image is not None
+    assert boxed.image.tag.startswith("server-b")
+    assert sentence(boxed, "runtime") == "the spec says so"
+
+    only = made(question(GGUF_8B, "cpu", policy={"runtimes": ["docker"]}, **both))
+    assert (only.runtime, sentence(only, "runtime")) == ("docker", "the node policy allows nothing else")
+    never = made(question(GGUF_8B, "rtx4090", policy={"runtimes": ["process"]}, **both))
+    assert (never.runtime, never.devices) == ("process", ())
+
+
+def test_docker_where_there_is_none_is_refused_and_said() -> None:
+    asked = refused(question(GGUF_8B, "cpu", containers=None, located=EMBEDDED, runtime="docker", engine="llama.cpp"))
+    assert asked.diagnosis.code == DiagnosisCode.RUNTIME_UNAVAILABLE
+    assert "no container engine" in asked.diagnosis.message
+
+    sick = replace(DOCKER, problem="docker 28.2 cannot be used: it does not answer within 2 s")
+    asked = refused(question(AWQ_8B, "h100-sxm", containers=sick, engine="vllm"))
+    assert asked.diagnosis.code == DiagnosisCode.RUNTIME_UNAVAILABLE
+    assert "does not answer within 2 s" in asked.diagnosis.message
+
+
+def test_gpus_that_no_container_gets_are_a_missing_toolkit() -> None:
+    without = replace(DOCKER, no_gpus="docker cannot give NVIDIA's devices to containers: no nvidia runtime")
+    refusal = refused(question(AWQ_8B, "h100-sxm", containers=without, engine="sglang"))
+    assert refusal.diagnosis.code == DiagnosisCode.TOOLKIT_MISSING
+    natively = made(question(GGUF_8B, "h100-sxm", containers=without, located={"llama.cpp": CUDA_BUILD}))
+    assert natively.runtime == "process"
+
+
+@pytest.mark.parametrize(
+    ("rules", "code"),
+    [
+        (ImageRules(repositories=("registry.example.com",)), DiagnosisCode.POLICY_DENIED),
+        (ImageRules(require_digest=True), DiagnosisCode.POLICY_DENIED),
+    ],
+)
+def test_images_that_the_policy_refuses_are_not_planned(rules: ImageRules, code: DiagnosisCode) -> None:
+    refusal = refused(question(AWQ_8B, "h100-sxm", containers=replace(DOCKER, rules=rules), engine="vllm"))
+    assert refusal.diagnosis.code == code
+
+
+def test_a_device_without_code_in_the_image_is_left_out() -> None:
+    machine = {"devices": [{"model": "v100-32"}, {"model": "a100-80-sxm"}]}
+    newer = next(device.id for device in parse(machine).inventory.devices if device.compute_capability == "8.0")
+    answer = made(question(AWQ_8B, machine, engine="vllm"))
+    assert answer.devices == (newer,)
+
+
+def test_devices_of_the_cpu_alone_get_the_processors_image() -> None:
+    answer = made(question(GGUF_8B, "rtx4090", devices="cpu", engine="llama.cpp"))
+    assert answer.image is not None
+    assert answer.image.tag.startswith("server-b")
+    assert answer.devices == ()
+
+
+def test_a_plan_with_an_image_is_stored_and_read_and_older_ones_are_too() -> None:
+    answer = made(question(AWQ_8B, "h100-sxm"))
+    assert Plan.from_json(answer.to_json()) == answer
+    assert Plan.from_json(replace(answer, image=None).to_json()).image is None

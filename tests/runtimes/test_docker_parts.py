@@ -1,0 +1,154 @@
+"""What of the `docker` runtime needs no container engine; the rest is shown in tests/docker with real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.runtimes import docker_config, docker_processes, docker_refusals, docker_state
+from agent.runtimes.base import Adopted, Container, Identity, LaunchError, LaunchRequest, Mount, Resources
+from agent.runtimes.docker_config import Surroundings
+from agent.runtimes.docker_engine import Facts
+from agent.runtimes.docker_processes import Box
+from agent.status import ExitStatus
+
+REQUEST = LaunchRequest(
+    Identity("node", "chat", 7, 1, "chat-1"), ("/bin/engine", "--port", "8000"), {"A": "1"}, Path("/d"), Path("/l"),
+    Resources(memory_bytes=1024, cpus=1.5, pids=10),
+)  # fmt: skip
+CONTAINER = Container("sha256:1", "127.0.0.1", 8000, mounts=(Mount("/weights", "/weights"),))
+DOCKER = Surroundings(Facts(podman=False))
+UUIDS = ("GPU-1", "MIG-2")
+NAMES = ["nvidia.com/gpu=GPU-1", "nvidia.com/gpu=MIG-2"]
+
+
+def host(container: Container, around: Surroundings) -> dict[str, Any]:
+    found: dict[str, Any] = docker_config.created(REQUEST, container, around)["HostConfig"]
+    return found
+
+
+@pytest.mark.parametrize("container", [CONTAINER, replace(CONTAINER, host_ipc=True, read_only_root=True)])
+def test_no_container_is_privileged_or_restarted_by_others(container: Container) -> None:
+    made = host(container, DOCKER)
+    assert (made["Privileged"], made["CapDrop"], made["SecurityOpt"]) == (False, ["ALL"], ["no-new-privileges"])
+    assert made["RestartPolicy"] == {"Name": "no"}
+    assert made["NetworkMode"] == "llm-node-agent"
+
+
+@pytest.mark.parametrize(
+    ("around", "request_"),
+    [
+        (Surroundings(Facts(podman=False, runtimes=frozenset({"nvidia"}))), ("nvidia", list(UUIDS))),
+        (Surroundings(Facts(podman=False, cdi_devices=frozenset(NAMES))), ("cdi", NAMES)),
+        (Surroundings(Facts(podman=False, takes_cdi=True), specified=True), ("cdi", NAMES)),
+        (Surroundings(Facts(podman=True, takes_cdi=True), specified=True), ("cdi", NAMES)),
+    ],
+)  # fmt: skip
+def test_nvidias_devices_are_asked_for_by_uuid_in_the_way_that_the_engine_knows(
+    around: Surroundings, request_: tuple[str, list[str]]
+) -> None:
+    (made,) = host(replace(CONTAINER, gpus=UUIDS), around)["DeviceRequests"]
+    assert (made["Driver"], made["DeviceIDs"]) == request_
+
+
+@pytest.mark.parametrize("facts", [Facts(podman=False), Facts(podman=True, takes_cdi=True)])
+def test_devices_that_the_engine_cannot_give_refuse_the_launch(facts: Facts) -> None:
+    with pytest.raises(LaunchError, match="no nvidia runtime and no CDI"):
+        host(replace(CONTAINER, gpus=UUIDS), Surroundings(facts))
+
+
+def test_device_files_come_with_the_groups_that_own_them() -> None:
+    made = host(replace(CONTAINER, device_files=("/dev/kfd",)), replace(DOCKER, groups=(44, 109)))
+    assert made["Devices"] == [{"PathOnHost": "/dev/kfd", "PathInContainer": "/dev/kfd", "CgroupPermissions": "rw"}]
+    assert made["GroupAdd"] == ["44", "109"]
+
+
+def test_the_hash_tells_any_two_containers_apart_and_is_no_part_of_itself() -> None:
+    def digest(request: LaunchRequest, container: Container) -> str:
+        return str(docker_config.created(request, container, DOCKER)["Labels"][docker_config.CONFIG])
+
+    changed = [
+        (replace(REQUEST, argv=("/bin/engine",)), CONTAINER),
+        (replace(REQUEST, environment={"A": "2"}), CONTAINER),
+        (REQUEST, replace(CONTAINER, image="sha256:2")),
+        (REQUEST, replace(CONTAINER, shm_bytes=1)),
+    ]
+    assert len({digest(REQUEST, CONTAINER), *(digest(*each) for each in changed)}) == 5
+    assert digest(REQUEST, CONTAINER) == digest(REQUEST, CONTAINER)
+
+
+@pytest.mark.parametrize("labels", [None, {}, {"llm-node-agent.node": "n"}])
+def test_a_container_without_all_labels_is_nobodys(labels: dict[str, str] | None) -> None:
+    assert docker_config.identity_of(labels) is None
+    assert docker_config.identity_of(docker_config.labels(REQUEST.identity)) == REQUEST.identity
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-11-21T16:05:52.497734142Z", 1795277152_497734142),
+        ("2026-11-21T16:05:52Z", 1795277152_000000000),
+        ("2026-11-21T17:05:52.5+01:00", 1795277152_500000000),
+        ("0001-01-01T00:00:00Z", 0),
+        ("yesterday", 0),
+    ],
+)
+def test_times_are_read_to_the_nanosecond(text: str, expected: int) -> None:
+    assert docker_state.nanoseconds(text) == expected
+
+
+def test_a_container_that_never_ran_has_no_exit_status() -> None:
+    state = {"Running": False, "ExitCode": 0, "StartedAt": "0001-01-01T00:00:00Z", "FinishedAt": "0001-01-01T00:00:00Z"}
+    assert docker_state.ended({"State": state}) == ExitStatus()
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ("driver failed programming external connectivity: Bind for 127.0.0.1:8000 failed: port is already allocated",
+         "port 8000 of 127.0.0.1 is taken"),
+        ("No such image: sha256:1", "the image sha256:1 is gone"),
+        ('could not select device driver "nvidia" with capabilities: [[gpu]]', "check nvidia-container-toolkit"),
+        ("something new", "the container engine refuses: something new"),
+    ],
+)  # fmt: skip
+def test_a_refusal_reads_as_what_it_means(said: str, sentence: str) -> None:
+    assert sentence in docker_refusals.sentence(said, CONTAINER)
+
+
+def test_a_handle_survives_what_others_add_to_it() -> None:
+    box = Box("id", "name", "hash", "/d", "now", 1, 2, "boot", ("/sys/fs/cgroup/x",), ("memory limit 1 MiB",))
+    assert Box.from_data({**box.data(), "socket": "/run/docker.sock"}) == box
+    with pytest.raises(ValueError, match="not the handle of a container"):
+        Box.from_data({"pid": 1})
+
+
+def test_a_process_outside_of_a_container_has_no_group_that_bears_its_id() -> None:
+    assert docker_processes.groups(os.getpid(), "f" * 64) == ()
+
+
+async def test_without_a_socket_nothing_is_imported_and_what_is_recorded_counts_as_running(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from pathlib import Path\n"
+        "from agent.runtimes.base import Handle, Identity\n"
+        "from agent.runtimes.docker import DockerRuntime\n"
+        "from agent.runtimes.docker_processes import Box\n"
+        "async def main():\n"
+        "    told = []\n"
+        "    runtime = DockerRuntime('node', '/no/such.sock', lambda *what: told.append(what))\n"
+        "    handle = Handle('docker', Box('id', 'chat-1', 'hash', '/d').data())\n"
+        "    found = await runtime.adopt(Identity('node', 'chat', 7, 1, 'chat-1'), handle, Path('/d'))\n"
+        "    while not told: await asyncio.sleep(0.01)\n"
+        "    print(type(found).__name__, told[0][0], 'requests' in sys.modules)\n"
+        "asyncio.run(main())\n"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    assert output.decode().split() == [Adopted.__name__, "False", "False"]
