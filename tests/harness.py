@@ -30,7 +30,10 @@ from agent.v1 import agent_pb2 as pb
 #: it claims to be built for these: what a GPU would do happens on the CPU, and the NVML double says the rest.
 WRAPPER = """#!/bin/sh
 if [ -e "${{0%/*}}/devices" ]; then
-    case "$1" in --list-devices) cat "${{0%/*}}/devices"; exit 0 ;; esac
+    case "$1" in
+    --list-devices) cat "${{0%/*}}/devices"; exit 0 ;;
+    --help) echo "--n-gpu-layers N  --split-mode MODE  --tensor-split SHARES" ;;
+    esac
     for word; do
         shift
         case "$skip$word" in
@@ -72,6 +75,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def first_port() -> int:
+    """Of a range of 150 that this process has for itself: below those that Linux gives to clients (32768 on), and apart
+    from the other workers of a parallel run."""
+    worker, workers = os.environ.get("PYTEST_XDIST_WORKER", "gw0"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    share = 12_000 // workers
+    return 20_000 + int(worker.removeprefix("gw")) * share + (os.getpid() * 131 + int(time.time() * 10)) % (share - 150)
+
+
 class Daemon:
     """One node in `root`. `start` may be called again after any kind of end: that is what is tested."""
 
@@ -84,7 +95,7 @@ class Daemon:
         wrapper = root / "engine"
         wrapper.write_text(WRAPPER.format(python=sys.executable))
         wrapper.chmod(0o755)
-        first = 20_000 + (os.getpid() * 131 + int(time.time() * 10)) % 20_000
+        first = first_port()
         config: dict[str, Any] = {
             "directories": {name: str(root / folder) for name, folder in
                             (("state", "state"), ("runtime", "run"), ("cache", "cache"), ("logs", "logs"))},
