@@ -78,9 +78,9 @@ def free_port() -> int:
 def first_port() -> int:
     """Of a range of 150 that this process has for itself: below those that Linux gives to clients (32768 on), and apart
     from the other workers of a parallel run."""
-    worker, workers = os.environ.get("PYTEST_XDIST_WORKER", "gw0"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    share = 12_000 // workers
-    return 20_000 + int(worker.removeprefix("gw")) * share + (os.getpid() * 131 + int(time.time() * 10)) % (share - 150)
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    share = 12_000 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return 20_000 + worker * share + (os.getpid() * 131 + int(time.time() * 10)) % (share - 150)
 
 
 class Daemon:
