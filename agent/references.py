@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -210,6 +210,13 @@ class ImageReference:
 
     def __str__(self) -> str:
         return f"{self.repository}:{self.tag}" + (f"@{self.digest}" if self.digest else "")
+
+
+def allowed(repository: str, repositories: Sequence[str] | None) -> bool:
+    """Whether it is one of these, or lies below one. None: all are allowed."""
+    return repositories is None or any(
+        repository == each or repository.startswith(each.rstrip("/") + "/") for each in repositories
+    )
 
 
 # Environment and secrets

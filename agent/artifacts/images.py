@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from agent.artifacts.errors import ArtifactError, refused
+from agent.artifacts.image_engine import ask
 from agent.artifacts.image_job import ImageJob, Stage
-from agent.references import ImageReference
+from agent.references import ImageReference, allowed
 from agent.settings import ImagesConfig
 from agent.status import Diagnosis, DiagnosisCode, Progress
 
@@ -32,8 +33,6 @@ _GRACE, _PING = 5.0, 5.0
 _LONGEST_PAUSE = 60.0
 #: Seconds that a killed child has to be gone.
 _KILL_DEADLINE = 5.0
-#: Bytes that are read at once of what an engine says of an image, some 10 KiB.
-_MOST_ANSWER = 64 * 1024
 #: Bytes of an answer line; an error of an engine repeats what a registry said.
 _MOST_LINE = 256 * 1024
 _ROOT = str(Path(__file__).parent.parent.parent)
@@ -79,7 +78,7 @@ async def pull(image: ImageReference, policy: ImagePolicy, progress: Show) -> Pu
 def _job(image: ImageReference, policy: ImagePolicy) -> ImageJob:
     """What is to be pulled, as the policy has it. Raises `ArtifactError` where it refuses."""
     config = policy.config
-    if not _allowed(image.repository, config.repositories):
+    if not allowed(image.repository, config.repositories):
         listed = ", ".join(config.repositories or ()) or "none"
         message = f"the node policy does not allow images of {image.repository}"
         raise refused(DiagnosisCode.POLICY_DENIED, message, f"images.repositories allows: {listed}")
@@ -103,26 +102,13 @@ def _job(image: ImageReference, policy: ImagePolicy) -> ImageJob:
 
 async def _present(job: ImageJob) -> PulledImage | None:
     """The image, if it is plainly here: then no process is started to look. None for whatever needs a closer look."""
-    with contextlib.suppress(OSError, TimeoutError, ValueError, KeyError):
-        async with asyncio.timeout(_PING):
-            reader, writer = await asyncio.open_unix_connection(job.socket)
-            try:
-                writer.write(f"GET /images/{job.pinned}/json HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
-                head, _, body = (await reader.read(_MOST_ANSWER)).partition(b"\r\n\r\n")
-                while more := await reader.read(_MOST_ANSWER):
-                    body += more
-            finally:
-                writer.close()
-        found: dict[str, Any] = json.loads(body)
-        if b" 200 " in head.split(b"\r\n", 1)[0] and job.architecture in {"", found.get("Architecture")}:
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        found: dict[str, Any] = json.loads(await ask(job.socket, f"/images/{job.pinned}/json", _PING))
+        if job.architecture in {"", found.get("Architecture")}:
             names = (str(name).partition("@") for name in found.get("RepoDigests") or ())
             digest = job.digest or next((digest for name, _, digest in names if name == job.repository), "")
             return PulledImage(job.name, digest, str(found["Id"]), int(found.get("Size") or 0), present=True)
     return None
-
-
-def _allowed(repository: str, repositories: tuple[str, ...] | None) -> bool:
-    return repositories is None or any(f"{repository}/".startswith(f"{each}/") for each in repositories)
 
 
 def mirrored(repository: str, mirrors: Mapping[str, str]) -> str:
@@ -232,7 +218,7 @@ class _Pull:
     async def _silent(self, stage: Stage) -> Diagnosis:
         """Whose fault it is that nothing came: the container engine's, if it does not even answer a ping."""
         waited = f"{self._patience(stage):g} s"
-        if not await _answers(Path(self.job.socket)):
+        if not await _answers(self.job.socket):
             return Diagnosis(
                 DiagnosisCode.RUNTIME_UNAVAILABLE,
                 f"{self.job.pinned} cannot be pulled: the container engine at {self.job.socket} does not answer "
@@ -281,15 +267,10 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         await asyncio.wait_for(process.wait(), _KILL_DEADLINE)
 
 
-async def _answers(path: Path) -> bool:
+async def _answers(socket: str) -> bool:
     """Whether a container engine listens there and answers a ping."""
     try:
-        async with asyncio.timeout(_PING):
-            reader, writer = await asyncio.open_unix_connection(path)
-            try:
-                writer.write(b"GET /_ping HTTP/1.0\r\nHost: localhost\r\n\r\n")
-                return b" 200 " in await reader.readline()
-            finally:
-                writer.close()
-    except (OSError, TimeoutError):
+        await ask(socket, "/_ping", _PING)
+    except (OSError, ValueError):
         return False
+    return True

@@ -12,7 +12,7 @@ from agent.artifacts.errors import refused
 from agent.artifacts.images import mirrored
 from agent.artifacts.job import Job
 from agent.artifacts.source_remote import RemoteSource, allow, basis
-from agent.references import OciReference
+from agent.references import OciReference, allowed
 from agent.status import DiagnosisCode
 
 
@@ -26,12 +26,10 @@ def _job(rest: str, policy: SourcePolicy) -> Job:
     wanted = _parsed(rest)
     allow(wanted.owner, policy)
     images = policy.images
-    allowed = images.repositories
-    if allowed is not None and not any(f"{wanted.repository}/".startswith(f"{each}/") for each in allowed):
+    if not allowed(wanted.repository, images.repositories):
         message = f"the node policy does not allow what is in {wanted.repository}"
-        raise refused(
-            DiagnosisCode.POLICY_DENIED, message, f"images.repositories allows: {', '.join(allowed) or 'none'}"
-        )
+        hint = f"images.repositories allows: {', '.join(images.repositories or ()) or 'none'}"
+        raise refused(DiagnosisCode.POLICY_DENIED, message, hint)
     return replace(
         basis(f"oci:{rest}", "oci", policy), repo=wanted.repository, revision=wanted.digest or wanted.tag,
         endpoint=mirrored(wanted.repository, images.mirrors), credentials=str(images.credentials or ""),

@@ -20,7 +20,7 @@ from agent.documents import MAX_LENGTH, load_documents
 from agent.errors import FieldViolation, InvalidArgument
 from agent.planning.plan import Reason, Rejected
 from agent.quantities import Argument, Bytes, EngineName, Matches, NonEmptyLine, VariableName
-from agent.references import DIGEST, REPOSITORY, TAG_NAME, ImageReference
+from agent.references import DIGEST, REPOSITORY, TAG_NAME, ImageReference, allowed
 from agent.status import Diagnosis, DiagnosisCode
 from agent.strict import Strict, broken, validate
 
@@ -222,13 +222,6 @@ def _older(image: Image, host: Host) -> OlderDriver | None:
 def is_data_centre(name: str) -> bool:
     """Whether a device is one that CUDA's compatibility libraries run on."""
     return _DATA_CENTRE.search(name) is not None and _WORKSTATION.search(name) is None
-
-
-def allowed(repository: str, repositories: Sequence[str] | None) -> bool:
-    """Whether it is one of these, or lies below one. None: all are allowed."""
-    return repositories is None or any(
-        repository == each or repository.startswith(each.rstrip("/") + "/") for each in repositories
-    )
 
 
 def _choice(image: Image, host: Host, rejected: tuple[Rejected, ...]) -> ImageChoice:

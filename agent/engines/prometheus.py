@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 
-from agent.engines.base import Activity
+from agent.engines.base import Activity, Metric
 
 _LABEL = re.compile(r'([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"')
 _ESCAPED = re.compile(r"\\(.)")
@@ -45,6 +45,12 @@ def activity(text: str, running: str, waiting: str, *work: str) -> Activity:
         int(found[waiting]) if waiting in found else None,
         sum(done) if done else None,
     )
+
+
+def activity_of(metrics: Mapping[Metric, str], text: str) -> Activity:
+    """The same, of an engine whose work is the tokens that it counts."""
+    work = (metrics[Metric.PROMPT_TOKENS], metrics[Metric.GENERATED_TOKENS])
+    return activity(text, metrics[Metric.RUNNING], metrics[Metric.WAITING], *work)
 
 
 def labels(text: str, name: str) -> tuple[Mapping[str, str], ...]:

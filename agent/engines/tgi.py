@@ -31,7 +31,7 @@ from agent.engines.base import (
     Support,
 )
 from agent.engines.executables import configured_or_on_path, version
-from agent.engines.prometheus import activity
+from agent.engines.prometheus import activity_of
 from agent.engines.ranks import Room
 from agent.engines.tgi_failures import diagnose
 from agent.engines.tgi_refusals import REFUSED_FLAGS
@@ -190,9 +190,7 @@ class TGI:
         return openai.METRICS
 
     def parse_activity(self, body: str) -> Activity:
-        names = self.metrics
-        work = (names[Metric.PROMPT_TOKENS], names[Metric.GENERATED_TOKENS])
-        return activity(body, names[Metric.RUNNING], names[Metric.WAITING], *work)
+        return activity_of(self.metrics, body)
 
     def granted_requests(self, plan: Plan) -> tuple[HttpRequest, ...]:
         return (_INFO,)

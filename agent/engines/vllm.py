@@ -31,7 +31,7 @@ from agent.engines.base import (
     Support,
 )
 from agent.engines.executables import configured_or_on_path
-from agent.engines.prometheus import activity, labels
+from agent.engines.prometheus import activity_of, labels
 from agent.engines.vllm_failures import diagnose
 from agent.engines.vllm_refusals import REFUSED_FLAGS, REFUSED_VARIABLES
 from agent.engines.vllm_report import parse
@@ -212,9 +212,7 @@ class VLLM:
         return openai.METRICS
 
     def parse_activity(self, body: str) -> Activity:
-        names = self.metrics
-        work = (names[Metric.PROMPT_TOKENS], names[Metric.GENERATED_TOKENS])
-        return activity(body, names[Metric.RUNNING], names[Metric.WAITING], *work)
+        return activity_of(self.metrics, body)
 
     def granted_requests(self, plan: Plan) -> tuple[HttpRequest, ...]:
         return (openai.MODELS, openai.METRICS)

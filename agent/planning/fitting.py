@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from agent.engines.base import LayersEngine, Located
+from agent.engines.base import Engine, LayersEngine, Located
 from agent.hardware.inventory import Device
 from agent.planning.amounts import Free, gib, mib, need
 from agent.planning.devices import Offer, Offers, Sets, label, largest_sets
@@ -72,7 +72,7 @@ def fit(
     if request.spec.devices != "auto" and len(found.usable) > most:
         message = f"{engine.name} uses {most} device{'s' * (most > 1)} at most, and the spec names {len(found.usable)}"
         raise RefusedError(Diagnosis(DiagnosisCode.DOES_NOT_FIT, message, hint="name fewer, or another engine"))
-    designer = Designer(request, engine, free.bytes, _experience(request, engine, located))
+    designer = Designer(request, engine, free.bytes, experience(request, engine, located))
     targets = _targets(request, designer, found, supply.sets(found), cpu="cpu" in located.accelerators)
     needs_devices = whole and bool(found.usable)
     layout, limits = _first(_whole_only(targets) if needs_devices else targets, choice, request.spec.task)
@@ -120,7 +120,8 @@ def _capacity_reason(held: Capacity) -> Reason:
     return Reason("capacity", f"{held.kv_tokens} tokens", "computed", sentence)
 
 
-def _experience(request: PlanRequest, engine: LayersEngine, located: Located) -> Experience:
+def experience(request: PlanRequest, engine: Engine, located: Located) -> Experience:
+    """What was measured of this model with this engine, here and elsewhere."""
     profile, spec = request.profile, request.spec
     fixed = Fixed(
         request.digest, profile.file_bytes, profile.architecture, profile.quantization, engine.name, located.version,

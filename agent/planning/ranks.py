@@ -15,10 +15,9 @@ from agent.engines.base import Located, RanksEngine, Support
 from agent.models.profile import Group
 from agent.planning.amounts import gib
 from agent.planning.devices import Alike, Offer, environment, label
-from agent.planning.fitting import SHORTEST_DEFAULT, Fitted, numa_reason
+from agent.planning.fitting import SHORTEST_DEFAULT, Fitted, experience, numa_reason
 from agent.planning.joint import Way, Wish
 from agent.planning.layout import Layout
-from agent.planning.ledger import Experience, Fixed
 from agent.planning.limits import Choice, Usual, choose_limits, utilization
 from agent.planning.memory.base import Card
 from agent.planning.plan import MemoryBudget, Placement, Rejected
@@ -62,7 +61,7 @@ class Ranks:
         self.found = runnable(self._offers, support, self.profile.quantization, engine.name)
         self.sets = supply.sets(self.found)
         self.shapes = Shapes(self.profile, engine.capabilities)
-        self.subject = Subject(request, engine, _experience(request, engine, located))
+        self.subject = Subject(request, engine, experience(request, engine, located))
         self.on_host = _runs_on_host(request, located, support, supply)
         self.builds = ", ".join(sorted(located.accelerators))
         self.doubtful: Way | None = None
@@ -357,12 +356,3 @@ def _placed(group: tuple[Offer, ...], shape: Shape | None = None) -> Placement:
         data=shape.data,
         experts=shape.experts,
     )
-
-
-def _experience(request: PlanRequest, engine: RanksEngine, located: Located) -> Experience:
-    profile, spec = request.profile, request.spec
-    fixed = Fixed(
-        request.digest, profile.file_bytes, profile.architecture, profile.quantization, engine.name, located.version,
-        spec.task.value, spec.extra_args, request.inventory.cpu_model,
-    )  # fmt: skip
-    return Experience(request.measurements, fixed)

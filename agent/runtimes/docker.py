@@ -186,7 +186,7 @@ class DockerRuntime:
         reaches all of them."""
         box = Box.from_data(handle.data)
         seen = self._seen.get(box.id)
-        if sig == signal.SIGKILL and seen is not None and _policy(seen) != "no":
+        if sig == signal.SIGKILL and seen is not None and docker_state.restart_policy(seen) != "no":
             with contextlib.suppress(Silent, Refused):  # else it would be started again
                 await self._call(lambda api: api.update_container(box.id, restart_policy={"Name": "no"}))
         if box.visible and not box.members():
@@ -348,10 +348,6 @@ def _death(box: Box, changed: asyncio.Event) -> Iterator[_Death]:
     finally:
         loop.remove_reader(fd)
         os.close(fd)
-
-
-def _policy(found: Found) -> str:
-    return str((found["HostConfig"].get("RestartPolicy") or {}).get("Name") or "no")
 
 
 def _usage(stats: Mapping[str, Any]) -> Usage | None:

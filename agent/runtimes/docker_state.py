@@ -67,14 +67,17 @@ def ended(found: Found) -> ExitStatus:
     return ExitStatus(status.code, status.signal, bool(state.get("OOMKilled")), status.at if at else None)
 
 
+def restart_policy(found: Found) -> str:
+    return str((found["HostConfig"].get("RestartPolicy") or {}).get("Name") or "no")
+
+
 def remarks(found: Found, box: Box) -> tuple[str, ...]:
     """What somebody else did to it."""
     said = []
     name = str(found["Name"]).lstrip("/")
     if found["State"].get("Paused"):
         said.append(f"somebody paused it: `docker unpause {name}` lets it go on")
-    policy = str((found["HostConfig"].get("RestartPolicy") or {}).get("Name") or "no")
-    if policy != "no":
+    if (policy := restart_policy(found)) != "no":
         said.append(
             f"somebody gave it the restart policy {policy}: the container engine would start it beside the agent; "
             f"`docker update --restart=no {name}` takes it back"

@@ -408,8 +408,7 @@ class Actor:
     def watch_exit(self, handle: Handle) -> None:
         async def watch() -> None:
             exit = await self.services.runtime.wait_exit(handle)
-            if handle.runtime != "process":
-                await self.gather_log()
+            await self.gather_log()
             self.on_exit(exit)
 
         self._spawn("exit", watch())

@@ -6,22 +6,20 @@ Images are the engine's own: the agent lists them, and removes none.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from agent.artifacts.image_engine import ask
 from agent.planning.plan import Image
 from agent.supervision.actor import Actor
 from agent.supervision.registry import Registry
 from agent.supervision.service import ArtifactState, ArtifactStatus
 
-#: Seconds and bytes of an answer; of a thousand images it has half a MiB.
+#: Seconds for the list of images.
 _DEADLINE = 4.0
-_MOST_ANSWER = 16 * 1024**2
-_REQUEST = b"GET /images/json HTTP/1.0\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,31 +50,10 @@ async def held(socket: str, repositories: Collection[str], wants: Iterable[Want]
     """Those of these repositories, and those that are wanted; of an engine that does not answer only these."""
     wants = tuple(wants)
     try:
-        found = await _asked(socket)
+        found = [_Found.of(image) for image in json.loads(await ask(socket, "/images/json", _DEADLINE))]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return list(_unknown(socket, str(error) or type(error).__name__, wants))
     return list(_statuses(found, repositories, wants))
-
-
-async def _asked(socket: str) -> list[_Found]:
-    """Raises `OSError`, and what reading an answer raises that is none."""
-    try:
-        async with asyncio.timeout(_DEADLINE):
-            reader, writer = await asyncio.open_unix_connection(socket)
-            try:
-                writer.write(_REQUEST)
-                answer = b""
-                while (piece := await reader.read(256 * 1024)) and len(answer) < _MOST_ANSWER:
-                    answer += piece
-            finally:
-                writer.close()
-    except TimeoutError:
-        raise TimeoutError(f"it does not answer within {_DEADLINE:g} s") from None
-    head, _, body = answer.partition(b"\r\n\r\n")
-    status = head.partition(b"\r\n")[0].decode(errors="replace")
-    if " 200 " not in f"{status} ":
-        raise ValueError(f"it answers {status[:80]!r}")
-    return [_Found.of(image) for image in json.loads(body)]
 
 
 @dataclass(frozen=True, slots=True)

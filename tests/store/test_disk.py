@@ -30,6 +30,13 @@ def fill_up(disk: Path) -> Path:
             return filler
 
 
+async def backed_up(state: Path) -> None:
+    """Past the backup at the start: one that meets the full disk gives back, a moment later, what it took of it."""
+    async with asyncio.timeout(30):
+        while not (state / "agent.db.backup").exists():
+            await asyncio.sleep(0.01)
+
+
 async def crash(state: Path, disk: Path) -> None:
     """A state as a killed daemon leaves it: with a WAL, and no index of it."""
     store, _ = Store.open(state)
@@ -91,6 +98,7 @@ async def test_a_damaged_database_on_a_read_only_disk_gives_what_can_be_read(sta
 async def test_a_disk_that_fills_up_refuses_writes_keeps_what_was_acknowledged_and_heals(disk: Path) -> None:
     store, _ = Store.open(disk / "state")
     await store.write(PutEvent(event()))
+    await backed_up(disk / "state")
     filler = fill_up(disk)
     acknowledged = 1
     with pytest.raises(StoreError, match="disk is full") as refused:
