@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,11 +26,14 @@ from agent.store.rows import (
     INSTANCES,
     MEASUREMENTS,
     META,
+    PLANS,
     QUARANTINE,
     REQUESTS,
     Damaged,
     Meta,
     Table,
+    reference,
+    resolved,
 )
 
 R = TypeVar("R")
@@ -41,7 +44,7 @@ REPORTED = 20
 #: Where damaged rows are while the disk takes no writes.
 UNMOVED = "left in place: nothing can be written"
 
-TABLES: tuple[Table[Any], ...] = (META, DEPLOYMENTS, INSTANCES, EVENTS, REQUESTS, QUARANTINE, MEASUREMENTS)
+TABLES: tuple[Table[Any], ...] = (META, DEPLOYMENTS, INSTANCES, EVENTS, REQUESTS, QUARANTINE, MEASUREMENTS, PLANS)
 
 _UID = re.compile(r"[0-9a-f]{32}")
 
@@ -162,10 +165,11 @@ def _load(connection: sqlite3.Connection, directory: Path, *, writable: bool = T
     bad: list[Quarantined] = []
     where = quarantine_of(directory) if writable else UNMOVED
     backup = salvage.Source(directory / files.BACKUP, "immutable=1")
+    plans = {reference(row.digest): row.plan_json for row in _rows(connection, PLANS, backup, where, bad)}
     meta = {row.key: row.value for row in _rows(connection, META, backup, where, bad)}
     return Loaded(
         deployments=_rows(connection, DEPLOYMENTS, backup, where, bad),
-        instances=_rows(connection, INSTANCES, backup, where, bad),
+        instances=_rows(connection, INSTANCES, backup, where, bad, lambda record: resolved(record, plans)),
         measurements=_rows(connection, MEASUREMENTS, backup, where, bad),
         last_event_seq=_last_seq(connection),
         node_uid=_node_uid(connection, directory, meta.get("node_uid", ""), writable),
@@ -175,33 +179,39 @@ def _load(connection: sqlite3.Connection, directory: Path, *, writable: bool = T
 
 
 def _rows(
-    connection: sqlite3.Connection, table: Table[R], backup: salvage.Source, where: str, bad: list[Quarantined]
-) -> tuple[R, ...]:
+    connection: sqlite3.Connection, table: Table[R], backup: salvage.Source, where: str, bad: list[Quarantined],
+    completed: Callable[[R], R] = lambda record: record,
+) -> tuple[R, ...]:  # fmt: skip
+    """The records of a table, each `completed` by what other tables have of it; that raises `Damaged` too."""
     good: list[R] = []
     for rowid, *row in connection.execute(f"SELECT rowid, {table.names} FROM {table.name}").fetchall():
         try:
-            good.append(table.decode(row))
+            good.append(completed(table.decode(row)))
         except Damaged as error:
             problem = str(error)
-            earlier = _from_backup(backup, table, row[1])
+            earlier = _from_backup(backup, table, row[1], completed)
             connection.execute("BEGIN IMMEDIATE")
             salvage.quarantine(connection, table.name, rowid, row, problem)
             if earlier is not None:
                 connection.execute(table.put, table.encode(earlier))
-                good.append(earlier)
+                good.append(completed(earlier))
                 problem = f"{problem}; its version in the last backup is used"
             connection.execute("COMMIT")
             bad.append(Quarantined(f"{table.name} {row[1]}", where, problem))
     return tuple(good)
 
 
-def _from_backup(backup: salvage.Source, table: Table[R], key: object) -> R | None:
+def _from_backup(backup: salvage.Source, table: Table[R], key: object, completed: Callable[[R], R]) -> R | None:
+    """The record as it stands there; None where there is none that could be completed."""
     if not files.size(backup.path):
         return None
     try:
         with closing(salvage.open_source(backup, deadline=1.0)) as connection:
             row = connection.execute(f"{table.select} WHERE {table.key} = ?", (key,)).fetchone()
-            return None if row is None else table.decode(row)
+            if row is None:
+                return None
+            completed(record := table.decode(row))
+            return record
     except (sqlite3.Error, ValueError):  # ValueError: `Damaged`, or text that is none
         return None
 

@@ -8,12 +8,14 @@ written is `Damaged`, and that is decided row by row.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 from agent.status import Event
@@ -34,6 +36,14 @@ class Meta:
 
     key: str
     value: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """A plan, once for all instances that were made by it. `digest` is the sha256 of its text."""
+
+    digest: str
+    plan_json: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +77,21 @@ class Table(Generic[R]):
         self.key = key
         self.columns = tuple(column.name for column in fields(record))  # type: ignore[arg-type]
         self._record = record
+        self._values = attrgetter(*self.columns)
         self._converters = tuple(_Converter(hints[column]) for column in self.columns)
         self._checks = tuple((column, _object) for column in objects) + tuple(
             (column, _document) for column in documents
         )
         self.names = ", ".join(("sum", *self.columns))
-        self.put = f"INSERT OR REPLACE INTO {name} ({self.names}) VALUES ({', '.join('?' * (len(self.columns) + 1))})"
+        into = f"INTO {name} ({self.names}) VALUES ({', '.join('?' * (len(self.columns) + 1))})"
+        self.put = f"INSERT OR REPLACE {into}"
+        self.keep = f"INSERT OR IGNORE {into}"
         self.select = f"SELECT {self.names} FROM {name}"
 
     def encode(self, record: R) -> tuple[str | int | float | None, ...]:
         """The parameters for `put`. Raises `ValueError` for a record that could not be read back."""
         self._check(record)
-        values = tuple(
-            converter.encode(getattr(record, column))
-            for column, converter in zip(self.columns, self._converters, strict=True)
-        )
+        values = tuple(map(_Converter.encode, self._converters, self._values(record)))
         return (checksum(values), *values)
 
     def decode(self, row: Row) -> R:
@@ -112,8 +122,11 @@ class _Converter:
         self._optional = bool(kinds)
         self._kind: type = kinds[0] if kinds else hint
         self._enum: Callable[[str], StrEnum] | None = self._kind if issubclass(self._kind, StrEnum) else None
+        self._text = self._kind is str
 
     def encode(self, value: Any) -> str | int | float | None:
+        if self._text and type(value) is str and value.isascii():
+            return value  # nearly all
         if value is None and self._optional:
             return None
         if self._kind is float:
@@ -134,8 +147,9 @@ class _Converter:
         return value
 
 
-#: A plan is written again with each change of its instance; reading all of it each time is 0.2 ms of a crash.
-CHECKED = 32
+#: Texts that were found to be JSON: most are written again with each change of their row, and reading the plan, the
+#: verdicts and what was granted again with each takes a quarter of a millisecond of a crash.
+CHECKED = 64
 
 
 @lru_cache(maxsize=CHECKED)
@@ -146,6 +160,7 @@ def _object(text: str) -> str:
         return f"is not JSON: {error}"
 
 
+@lru_cache(maxsize=CHECKED)
 def _document(text: str) -> str:
     try:
         if text:
@@ -164,7 +179,37 @@ INSTANCES = Table(
     objects=("plan_json",),
     documents=("handle_json", "exit_json", "diagnosis_json", "probes_json", "granted_json"),
 )
+PLANS = Table("plan", PlanRow, "digest", objects=("plan_json",))
 EVENTS = Table("event", Event, "seq")
 REQUESTS = Table("request", RequestRecord, "request_id")
 MEASUREMENTS = Table("ledger", MeasurementRecord, "id", objects=("key_json",), documents=("terms_json",))
 QUARANTINE = Table("quarantine", SetAside, "at")
+
+
+@lru_cache(maxsize=CHECKED)
+def plan_row(plan_json: str) -> tuple[str | int | float | None, ...]:
+    """The parameters for `PLANS.keep`."""
+    digest = hashlib.sha256(plan_json.encode("utf-8", "backslashreplace")).hexdigest()
+    return PLANS.encode(PlanRow(digest, plan_json))
+
+
+def referring(record: InstanceRecord) -> InstanceRecord:
+    """The record with a reference in place of its plan, which `plan_row` writes."""
+    return replace(record, plan_json=reference(str(plan_row(record.plan_json)[1])))
+
+
+def reference(digest: str) -> str:
+    """What stands for a plan in the row of an instance; SQLite makes the same of a digest by `REFERENCE`."""
+    return f'{{"sha256": "{digest}"}}'
+
+
+REFERENCE = """'{"sha256": "' || digest || '"}'"""
+
+
+def resolved(record: InstanceRecord, plans: Mapping[str, str]) -> InstanceRecord:
+    """The inverse of `referring`, by the plans of each reference. Raises `Damaged` where the plan is not there."""
+    if not record.plan_json.startswith('{"sha256"'):
+        return record  # written before there was a table of plans
+    if record.plan_json not in plans:
+        raise Damaged("its plan is lost")
+    return replace(record, plan_json=plans[record.plan_json])

@@ -47,7 +47,14 @@ VERSION_2 = (
         terms_json TEXT NOT NULL) STRICT""",
 )
 
-MIGRATIONS = (VERSION_1, VERSION_2)
+# A plan has 15 KB, and an instance is written five times. From here on its plan_json names a row of this table; the
+# instances of before have the plan itself there, and are read as they are.
+VERSION_3 = (
+    """CREATE TABLE plan (
+        sum INTEGER NOT NULL, digest TEXT NOT NULL PRIMARY KEY, plan_json TEXT NOT NULL) STRICT""",
+)
+
+MIGRATIONS = (VERSION_1, VERSION_2, VERSION_3)
 SCHEMA_VERSION = len(MIGRATIONS)
 
 

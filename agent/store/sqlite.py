@@ -35,13 +35,26 @@ from agent.store.records import (
     Quarantined,
     RequestRecord,
 )
-from agent.store.rows import DEPLOYMENTS, EVENTS, INSTANCES, MEASUREMENTS, META, REQUESTS, Damaged, Meta, Table
+from agent.store.rows import (
+    DEPLOYMENTS,
+    EVENTS,
+    INSTANCES,
+    MEASUREMENTS,
+    META,
+    PLANS,
+    REFERENCE,
+    REQUESTS,
+    Damaged,
+    Meta,
+    Table,
+    plan_row,
+    referring,
+)
 from agent.store.writer import Job, Writer
 
 #: Where a change writes its record to.
 _TABLE_OF: Mapping[type, Table[Any]] = {
     PutDeployment: DEPLOYMENTS,
-    PutInstance: INSTANCES,
     PutRequest: REQUESTS,
     PutMeasurement: MEASUREMENTS,
 }
@@ -134,7 +147,8 @@ class Store:
             return None
 
     async def prune(self, *, events: int, request_age_seconds: float) -> None:
-        """Keep the newest `events` events (at least one) and the requests that are younger than the given age."""
+        """Keep the newest `events` events (at least one), the requests that are younger than the given age, and the
+        plans of instances."""
         horizon = time.time() - request_age_seconds
         while await self._do(Job(lambda connection: self._prune(connection, max(events, 1), horizon), change=True)):
             pass
@@ -196,7 +210,10 @@ class Store:
         events: list[Event] = []
         for change in changes:
             match change:
-                case PutDeployment(record) | PutInstance(record) | PutRequest(record) | PutMeasurement(record):
+                case PutInstance(instance):
+                    connection.execute(PLANS.keep, plan_row(instance.plan_json))
+                    connection.execute(INSTANCES.put, INSTANCES.encode(referring(instance)))
+                case PutDeployment(record) | PutRequest(record) | PutMeasurement(record):
                     table = _TABLE_OF[type(change)]
                     connection.execute(table.put, table.encode(record))
                 case DropDeployment(name):
@@ -222,6 +239,7 @@ class Store:
         gone = connection.execute(f"DELETE FROM event WHERE seq IN ({chunk})", (events,)).rowcount
         chunk = f"SELECT rowid FROM request WHERE at < ? LIMIT {CHUNK}"
         old = connection.execute(f"DELETE FROM request WHERE rowid IN ({chunk})", (horizon,)).rowcount
+        connection.execute(f"DELETE FROM plan WHERE {REFERENCE} NOT IN (SELECT plan_json FROM instance)")
         self._oldest_seq = _oldest_seq(connection)
         return CHUNK in (gone, old)
 

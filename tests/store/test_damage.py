@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -249,6 +250,26 @@ def test_a_bad_measurement_is_set_aside_and_comes_back_from_the_backup(
     assert "checksum" in report.problem
     assert not loaded.recreated
     assert {row.id for row in loaded.measurements} == ({"n-a-1", "n-a-2"} if backup else {"n-a-2"})
+    assert reopen().quarantined == ()
+
+
+@pytest.mark.parametrize("backup", [True, False], ids=["with a backup", "without a backup"])
+def test_a_bad_plan_comes_back_from_the_backup_or_takes_only_its_instances_along(
+    state: Path, fill: Callable[..., None], reopen: Callable[[], Loaded], backup: bool
+) -> None:
+    other = replace(instance("b"), plan_json="{}")
+    fill(PutInstance(instance("a-1")), PutInstance(instance("a-2")), PutInstance(other))
+    if backup:
+        files.back_up(state)
+    else:
+        (state / files.BACKUP).unlink(missing_ok=True)
+    execute(state, "UPDATE plan SET plan_json = '[]' WHERE plan_json != '{}'")
+    loaded = reopen()
+    assert set(loaded.instances) == ({instance("a-1"), instance("a-2"), other} if backup else {other})
+    reports = [f"{report.what.partition(' ')[0]}: {report.problem}" for report in loaded.quarantined]
+    checksum = "plan: its checksum does not match"
+    lost = ["instance: its plan is lost"] * 2
+    assert reports == ([f"{checksum}; its version in the last backup is used"] if backup else [checksum, *lost])
     assert reopen().quarantined == ()
 
 

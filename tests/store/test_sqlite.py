@@ -129,6 +129,20 @@ async def test_prune_forgets_only_the_old_requests(store: Store) -> None:
     assert await store.request("new") == request("new", at=2**40)
 
 
+async def test_a_plan_is_stored_once_for_all_its_instances_and_as_long_as_there_is_one(store: Store) -> None:
+    async def plans() -> list[str]:
+        rows = await store._do(Job(lambda connection: connection.execute("SELECT plan_json FROM plan").fetchall()))
+        return sorted(plan for (plan,) in rows)
+
+    other = replace(instance("b"), plan_json='{"other": 1}')
+    await store.write(PutInstance(instance("a-1")), PutInstance(instance("a-2")), PutInstance(other))
+    await store.write(PutInstance(replace(instance("a-1"), ended_at=1.0)))
+    assert await plans() == sorted([instance().plan_json, other.plan_json])
+    await store.write(DropInstance("a-1"), DropInstance("b"))
+    await store.prune(events=10, request_age_seconds=60)
+    assert await plans() == [instance().plan_json]
+
+
 async def test_a_write_that_fails_does_not_fail_those_that_share_its_commit(store: Store) -> None:
     bad = replace(deployment("bad"), spec_json="[]")
     with held(store):
