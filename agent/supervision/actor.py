@@ -69,6 +69,9 @@ LOG_DELAY = 0.02
 #: A look at the processes of an ended instance usually takes a millisecond, and is then waited for on the spot: a crash
 #: stays one burst of observations. A longer one (seconds) goes on beside the loop.
 QUICK_LOOK = 0.05
+#: Seconds that the engine has the machine for itself until its exec: what is still to be written of its launch, by two
+#: threads, took a core or two from it, and a millisecond. Should the agent die meanwhile, it finds the engine.
+GIVE_WAY = 0.004
 #: A prober that failed by a bug begins again after this long (seconds).
 PROBE_RETRY = 1.0
 #: A container engine that did not answer what became of an instance is asked again after this long (seconds).
@@ -96,6 +99,7 @@ class Actor:
         self.rules = Rules.of(spec)
         self.state = codec.state(record)
         self.plan: Plan | None = None
+        self._written: tuple[Plan, str] | None = None  # a plan and its text: the same for many instances
         self.handle: Handle | None = None
         self.journal = Journal(record.name, services)
         self.progress: Progress | None = None
@@ -181,7 +185,12 @@ class Actor:
         """The plan as it was stored with the instance, or as it was just made."""
         if self.instance is not None and (self.plan is None or self.plan.generation == self.instance.generation):
             return self.instance.plan_json
-        return self.plan.to_json() if self.plan else ""
+        return self._text(self.plan) if self.plan else ""
+
+    def _text(self, plan: Plan) -> str:
+        if self._written is None or self._written[0] is not plan:
+            self._written = plan, plan.to_json()
+        return self._written[1]
 
     # The loop -----------------------------------------------------------------------------------------------------
 
@@ -358,7 +367,9 @@ class Actor:
         services = self.services
         try:
             services.fail("command")
-            launch = launching.prepare(self.plan, self.spec, self.state.attempt, services, preferred_port=self.port)
+            launch = launching.prepare(
+                self.plan, self._text(self.plan), self.spec, self.state.attempt, services, preferred_port=self.port
+            )
         except Exception as error:  # noqa: BLE001 - told
             self._attempt_failed("made the command", error)
             return
@@ -391,6 +402,7 @@ class Actor:
             return False
         self.journal.note(handle_json=codec.dump_handle(self.handle), started_at=clock.wall())
         self.watch_exit(self.handle)
+        await asyncio.sleep(GIVE_WAY)
         await self._flush()
         services.fail("after-handle")
         self._spawn("record", asyncio.to_thread(launching.write_record, launch.record, self.record))

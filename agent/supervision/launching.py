@@ -71,7 +71,9 @@ def token(spec: DeploymentSpec, engine: Engine) -> str:
     return ""
 
 
-def prepare(plan: Plan, spec: DeploymentSpec, attempt: int, services: Services, *, preferred_port: int) -> Launch:
+def prepare(
+    plan: Plan, plan_json: str, spec: DeploymentSpec, attempt: int, services: Services, *, preferred_port: int
+) -> Launch:
     """Raises `PreparationError` (secret_missing, port_taken). Touches nothing but the directories it names."""
     engine, config = services.engine(plan.engine), services.config
     port = services.ports.take(plan.deployment, spec.port, preferred_port)
@@ -80,7 +82,7 @@ def prepare(plan: Plan, spec: DeploymentSpec, attempt: int, services: Services, 
     instance = f"{plan.deployment}-{attempt}-{random_ids.token_hex(3)}"
     record = InstanceRecord(
         id=instance, deployment=plan.deployment, generation=plan.generation, attempt=attempt, runtime=plan.runtime,
-        plan_json=plan.to_json(), port=port, directory=str(services.instances / instance),
+        plan_json=plan_json, port=port, directory=str(services.instances / instance),
         log_path=str(config.directories.logs / plan.deployment / f"{attempt}.log"), created_at=clock.wall(),
     )  # fmt: skip
     # The command's come last: they say which devices the engine may see.
