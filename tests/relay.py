@@ -100,11 +100,11 @@ class _Handler(BaseHTTPRequestHandler):
         relay, parts = self.server.relay, urlsplit(self.path)
         headers = {name.lower(): value for name, value in self.headers.items()}
         path = unquote(parts.path)
-        request = Request("relay", self.command, path, parts.query, headers)
+        body = self.rfile.read(int(headers.get("content-length", 0)))
+        request = Request("relay", self.command, path, parts.query, headers, body)
         with relay.lock:
             relay.requests.append(request)
             fault = next((each for each in relay.faults if each.strikes(path)), Fault())
-        body = self.rfile.read(int(headers.get("content-length", 0)))
         status, answered, content = relay.guard(request) or self._answer(body)
         if fault.body is not None:
             status, answered, content = fault.status or status, {}, fault.body

@@ -6,26 +6,23 @@ each piece (docs/decisions/0010-fetching.md has the numbers).
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import functools
 import http.client
 import os
 import select
 import ssl
 import sys
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+from typing import Protocol
+from urllib.parse import SplitResult, urlencode, urljoin, urlsplit
+
+from agent.origins import Origin, asked, connection, origin_of, parsed
 
 REDIRECTS = 5
 _REDIRECTING = frozenset({301, 302, 303, 307, 308})
 #: Bytes of an answer that is no file: what is left of it is not read, and its connection is given up.
 _MOST_TALK = 64 * 1024
-
-Origin = tuple[str, str, int]
 
 
 class ConnectionFailed(Exception):
@@ -178,36 +175,44 @@ class Connections:
             url = target
         raise NotFollowed(f"it redirects more than {REDIRECTS} times")
 
+    def post(self, url: str, form: Mapping[str, str]) -> Answer:
+        """Leads nowhere else: what a form says is for one place. Raises as `get` does."""
+        parts = parsed(url)
+        if parts is None:
+            raise NotFollowed(f"it leads to {url[:80]!r}, which is no address that is asked")
+        headers = {"Content-Type": "application/x-www-form-urlencoded", **self._access.headers(origin_of(parts))}
+        response = self._exchange(parts, headers, urlencode(form).encode())
+        named = {name.lower(): value for name, value in response.getheaders()}
+        return Answer(response.status, named, url, {}, response, self)
+
     def drop(self, url: str) -> None:
-        if (connection := self._kept.pop(origin_of(urlsplit(url)), None)) is not None:
-            connection.close()
+        if (kept := self._kept.pop(origin_of(urlsplit(url)), None)) is not None:
+            kept.close()
 
     def close(self) -> None:
-        for connection in self._kept.values():
-            connection.close()
+        for kept in self._kept.values():
+            kept.close()
         self._kept.clear()
 
-    def _exchange(self, parts: SplitResult, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+    def _exchange(
+        self, parts: SplitResult, headers: Mapping[str, str], form: bytes | None = None
+    ) -> http.client.HTTPResponse:
         origin = origin_of(parts)
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        sent = {"User-Agent": "llm-node-agent", "Accept-Encoding": "identity", **headers}
-        if (proxy := _proxy(origin)) and parts.scheme == "http":
-            target = f"http://{parts.netloc}{target}"
-            sent |= proxy.headers
+        target, sent = asked(parts)
         reused = origin in self._kept
         if not reused:
-            self._kept[origin] = _open(origin, proxy, self.timeout)
-        connection = self._kept[origin]
+            self._kept[origin] = connection(origin, self.timeout)
+        kept = self._kept[origin]
         try:
-            connection.request("GET", target, headers=sent)
-            return connection.getresponse()
+            kept.request("GET" if form is None else "POST", target, form, {**sent, **headers})
+            return kept.getresponse()
         except ssl.SSLCertVerificationError as error:
             self.drop(parts.geturl())
             raise NotFollowed(f"{parts.hostname} is not trusted ({error.verify_message})") from None
         except (OSError, http.client.HTTPException) as error:
             self.drop(parts.geturl())
             if reused and not isinstance(error, TimeoutError):  # kept for too long: the other side closed it
-                return self._exchange(parts, headers)
+                return self._exchange(parts, headers, form)
             raise ConnectionFailed(f"{parts.hostname}: {_said(error)}") from None
 
     def _finish(self, answer: Answer) -> None:
@@ -216,56 +221,6 @@ class Connections:
         while room and (count := answer.readinto(room)):
             room = room[count:]
         answer.close()
-
-
-def parsed(url: str) -> SplitResult | None:
-    """None for what is not asked: other schemes than http and https, no host, somebody's password."""
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        return None
-    return parts if sound and url.isprintable() and "@" not in parts.netloc else None
-
-
-def origin_of(parts: SplitResult) -> Origin:
-    return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-
-
-class _Proxy(NamedTuple):
-    host: str
-    port: int
-    headers: Mapping[str, str]
-
-
-def _proxy(origin: Origin) -> _Proxy | None:
-    """From HTTPS_PROXY, HTTP_PROXY and NO_PROXY."""
-    scheme, host, _ = origin
-    named = urllib.request.getproxies().get(scheme, "")
-    if not named or urllib.request.proxy_bypass(host):
-        return None
-    parts = urlsplit(named if "://" in named else f"http://{named}")
-    headers = {}
-    if parts.username:
-        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        headers["Proxy-Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
-    return _Proxy(parts.hostname or "", parts.port or 80, headers)
-
-
-def _open(origin: Origin, proxy: _Proxy | None, timeout: float) -> http.client.HTTPConnection:
-    scheme, host, port = origin
-    at, at_port = (proxy.host, proxy.port) if proxy else (host, port)
-    if scheme == "http":
-        return http.client.HTTPConnection(at, at_port, timeout=timeout)
-    connection = http.client.HTTPSConnection(at, at_port, timeout=timeout, context=_trust())
-    if proxy:
-        connection.set_tunnel(host, port, dict(proxy.headers))
-    return connection
-
-
-@functools.cache
-def _trust() -> ssl.SSLContext:
-    return ssl.create_default_context()
 
 
 def _said(error: Exception) -> str:

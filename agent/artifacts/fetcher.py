@@ -30,10 +30,10 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from agent.artifacts import cache
-from agent.artifacts.access import HubAccess, Plain, SourceAccess
+from agent.artifacts.access import HubAccess, Plain, SourceAccess, asking
 from agent.artifacts.cache import Folder, Kept, KeptFile
 from agent.artifacts.coming import Listing, Wanted
-from agent.artifacts.connections import ConnectionFailed, Connections, NotFollowed
+from agent.artifacts.connections import ConnectionFailed
 from agent.artifacts.errors import ArtifactError, missing, refused, unavailable
 from agent.artifacts.job import Job
 from agent.artifacts.refusals import Again, Changed
@@ -47,8 +47,9 @@ _T = TypeVar("_T")
 #: Seconds between two lines of progress.
 _PERIOD = 0.5
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
-#: Engines and the daemon go first where the cores are short: who pulls waits anyway.
-_NICE = 5
+#: Engines and the daemon go first where the cores are short: who pulls waits anyway. Not SCHED_IDLE: beside an engine
+#: that computes on all cores, a pull keeps a sixtieth of them, where that would leave it a three-hundredth.
+_NICE = 19
 #: A model that changes at its source while it comes is listed so often.
 _LISTINGS = 3
 #: Who lists the files of each kind of source, and says how these are asked for: `connect(job)`.
@@ -216,13 +217,8 @@ class Fetcher:
     def _ask(self) -> Wanted:
         """How long the file is."""
         job, parts = self.job, urlsplit(self.job.url)
-        connections = Connections(self.access, min(20.0, job.stall_seconds))
-        try:
+        with asking(self.access, job) as connections:
             answer = connections.get(job.url, {"Range": "bytes=0-0"})
-        except NotFollowed as error:
-            raise unavailable(f"{job.source}: {error}", "") from None
-        finally:
-            connections.close()
         if answer.status not in {200, 206}:
             raise self.access.refusal(answer.status, answer.headers, job.source, parts.hostname or "")
         said = re.search(r"/(\d{1,18})$", answer.headers.get("content-range", ""))

@@ -12,11 +12,9 @@ from typing import Protocol
 
 from agent.artifacts.connections import Answer
 
-#: Bytes that are read before they are written and counted, and that are hashed at once: what a core's own cache holds.
-#: With four times as many, copies take three times as long.
-BUFFER = 256 * 1024
-#: Bytes of a pipe: what a user may have without a right. It holds as many pages, each full or not.
-_PIPE = 1024**2
+#: Bytes that are read before they are written and counted, and that are hashed at once. Each piece costs its thread
+#: some waits for Python's lock: with a quarter of them, a pull took a quarter more CPU. A larger pipe needs a right.
+BUFFER = 1024**2
 #: What a file system or a kernel without `splice` says.
 _NO_SPLICE = frozenset({errno.EINVAL, errno.ENOSYS})
 
@@ -89,7 +87,7 @@ class InPipe:
     def _open(self) -> None:
         self._out, self._in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         with contextlib.suppress(OSError):  # a user has that many pipes: a small one does as well
-            fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, _PIPE)
+            fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, BUFFER)
 
     @property
     def full(self) -> bool:

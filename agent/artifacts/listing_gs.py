@@ -14,14 +14,15 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from agent.artifacts.access import Plain
+from agent.artifacts.access import Plain, asking
 from agent.artifacts.cache import MOST_FILES, is_plain
 from agent.artifacts.coming import Listing, Wanted
-from agent.artifacts.connections import Answer, ConnectionFailed, Connections, NotFollowed, Origin, origin_of
+from agent.artifacts.connections import Answer, ConnectionFailed, Connections
 from agent.artifacts.errors import missing, refused, unavailable
 from agent.artifacts.job import Job
 from agent.artifacts.objects import Place
-from agent.artifacts.refusals import Again, Changed
+from agent.artifacts.refusals import Changed
+from agent.origins import Origin, origin_of
 from agent.status import DiagnosisCode
 
 try:
@@ -34,7 +35,7 @@ except ImportError:
 
 _ENDPOINT = "https://storage.googleapis.com"
 _SCOPES = ("https://www.googleapis.com/auth/devstorage.read_only",)
-#: Seconds until one answer.
+#: Seconds until a token comes.
 _DEADLINE = 20.0
 #: Bytes of a page of a listing: a thousand objects.
 _MOST_PAGE = 16 * 1024**2
@@ -121,15 +122,8 @@ class Bucket:
 
     def list(self) -> Listing:
         """Raises `Again` and `ArtifactError`."""
-        connections = Connections(self._access, _DEADLINE)
-        try:
+        with asking(self._access, self.job) as connections:
             found = [self._wanted(entry) for entry in self._entries(connections)]
-        except NotFollowed as error:
-            raise unavailable(f"{self.job.source}: {error}", "") from None
-        except ConnectionFailed as error:
-            raise Again(str(error)) from None
-        finally:
-            connections.close()
         return Listing("", {each.name: each for each in found if each is not None})
 
     def _entries(self, connections: Connections) -> Iterator[dict[str, Any]]:

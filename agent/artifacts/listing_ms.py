@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from agent.artifacts.access import Plain
+from agent.artifacts.access import Plain, asking
 from agent.artifacts.cache import is_plain
 from agent.artifacts.coming import Listing, Wanted
-from agent.artifacts.connections import ConnectionFailed, Connections, NotFollowed, Origin, origin_of
 from agent.artifacts.errors import missing, refused, unavailable
 from agent.artifacts.job import Job
-from agent.artifacts.refusals import TRANSIENT, Again
+from agent.artifacts.refusals import TRANSIENT
+from agent.origins import Origin, origin_of
 from agent.status import DiagnosisCode
 
 #: Entries behind which the API leaves the others out without a word (modelscope_hub, `REPO_FILES_TRUNCATION_LIMIT`).
@@ -58,23 +58,17 @@ class MsAccess(Plain):
 
 def _list(job: Job, access: MsAccess) -> Listing:
     """Raises `Again` and `ArtifactError`."""
-    connections = Connections(access, min(20.0, job.stall_seconds))
     host = urlsplit(job.endpoint).hostname or ""
     query = urlencode({"Revision": job.revision, "Recursive": "True"})
-    try:
+    with asking(access, job) as connections:
         answer = connections.get(f"{job.endpoint}/api/v1/models/{job.repo}/repo/files?{query}", {})
         if answer.status != 200:
             raise access.refusal(answer.status, answer.headers, job.source, host)
-        entries = json.loads(answer.body(_MOST_LISTING))["Data"]["Files"] or []
-        return Listing("", dict(_files(job, entries)))
-    except NotFollowed as error:
-        raise unavailable(f"{job.source}: {error}", "") from None
-    except ConnectionFailed as error:
-        raise Again(str(error)) from None
+        said = answer.body(_MOST_LISTING)
+    try:
+        return Listing("", dict(_files(job, json.loads(said)["Data"]["Files"] or [])))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise unavailable(f"{host} does not answer for {job.source} as ModelScope does", "is it one?") from None
-    finally:
-        connections.close()
 
 
 def _files(job: Job, entries: list[dict[str, Any]]) -> Iterator[tuple[str, Wanted]]:

@@ -14,12 +14,12 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from agent.artifacts.access import asking
 from agent.artifacts.cache import is_plain
 from agent.artifacts.coming import Listing, Wanted
-from agent.artifacts.connections import ConnectionFailed, Connections, NotFollowed
+from agent.artifacts.connections import Connections
 from agent.artifacts.errors import corrupt, missing, refused, unavailable
 from agent.artifacts.job import Job
-from agent.artifacts.refusals import Again
 from agent.artifacts.registry import Registry
 from agent.status import DiagnosisCode
 
@@ -119,8 +119,7 @@ _KINDS = "what is served are ModelPack, Docker and podman artifacts with GGUF or
 
 def _manifest(job: Job, registry: Registry) -> tuple[str, dict[str, Any]]:
     """Of one model; of an index with several, the only one in it. Raises `Again` and `ArtifactError`."""
-    connections = Connections(registry, min(20.0, job.stall_seconds))
-    try:
+    with asking(registry, job) as connections:
         digest, found = _ask(job, registry, connections, job.revision)
         entries: Any = found.get("manifests")
         if isinstance(entries, list):
@@ -130,12 +129,6 @@ def _manifest(job: Job, registry: Registry) -> tuple[str, dict[str, Any]]:
                 raise missing(message, "name the one that you want by its digest: @sha256:...")
             digest, found = _ask(job, registry, connections, inner[0])
         return digest, found
-    except NotFollowed as error:
-        raise unavailable(f"{job.source}: {error}", "") from None
-    except ConnectionFailed as error:
-        raise Again(str(error)) from None
-    finally:
-        connections.close()
 
 
 def _ask(job: Job, registry: Registry, connections: Connections, name: str) -> tuple[str, dict[str, Any]]:

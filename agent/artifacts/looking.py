@@ -11,14 +11,12 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from agent.artifacts import selection
 from agent.artifacts.access import SourceAccess
-from agent.artifacts.coming import Listing, Wanted
+from agent.artifacts.coming import Wanted
 from agent.artifacts.connections import ConnectionFailed, Connections, NotFollowed
 from agent.artifacts.errors import unavailable
 from agent.artifacts.fetcher import Fetcher, diagnosed
@@ -27,59 +25,20 @@ from agent.artifacts.refusals import Again, Changed
 from agent.models import inspect
 from agent.models.huggingface import read_model, weight_files
 from agent.models.profile import ModelProfile
-from agent.models.reader import Reader
+from agent.models.remote_files import RemoteFiles
 
-#: Bytes of a file that are asked for first: nearly all safetensors headers are shorter.
-_BEGINNING = 128 * 1024
 #: Bytes of all headers together.
 _MOST = 256 * 1024**2
-#: Files that are looked at at once, and tries of each request.
-_AT_ONCE, _TRIES = 8, 3
-_SILENCE = 10.0
+#: Tries of each request, and seconds of silence that end one.
+_TRIES, _SILENCE = 3, 10.0
 
 
-class RemoteFile:
-    """A `Reader` over one file of a source. What was read of its beginning is kept: headers are read in steps."""
+class Place:
+    """Where a model's files are, asked by several threads. Raises `ArtifactError`."""
 
-    def __init__(self, files: RemoteFiles, wanted: Wanted) -> None:
-        self._files, self._wanted = files, wanted
-        self._beginning = b""
-
-    def size(self) -> int:
-        return self._wanted.size
-
-    def read(self, offset: int, length: int) -> bytes:
-        have = len(self._beginning)
-        if offset > have:
-            return self._files.fetch(self._wanted, offset, length)
-        if offset + length > have:
-            more = max(offset + length - have, 0 if have else _BEGINNING)
-            self._beginning += self._files.fetch(self._wanted, have, more)
-        return self._beginning[offset : offset + length]
-
-
-class RemoteFiles(Mapping[str, Reader]):
-    """A model's files at their source. Raises `ArtifactError`."""
-
-    def __init__(self, job: Job, access: SourceAccess, listing: Listing) -> None:
+    def __init__(self, job: Job, access: SourceAccess) -> None:
         self._job, self._access = job, access
-        self._files = {name: RemoteFile(self, wanted) for name, wanted in listing.files.items()}
         self._own, self._lock, self._received = threading.local(), threading.Lock(), 0
-
-    def __getitem__(self, name: str) -> RemoteFile:
-        return self._files[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def fetch_ahead(self, names: Sequence[str]) -> None:
-        """Read the beginnings of several files at once."""
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for _ in pool.map(lambda name: self._files[name].read(0, 8), names):
-                pass
 
     def fetch(self, wanted: Wanted, offset: int, length: int) -> bytes:
         length = min(length, wanted.size - offset)
@@ -125,11 +84,27 @@ class RemoteFiles(Mapping[str, Reader]):
         return bytes(data[skipped : skipped + length])
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    """One of them."""
+
+    place: Place
+    wanted: Wanted
+
+    @property
+    def size(self) -> int:
+        return self.wanted.size
+
+    def fetch(self, offset: int, length: int) -> bytes:
+        return self.place.fetch(self.wanted, offset, length)
+
+
 def look(fetcher: Fetcher) -> ModelProfile:
     """Raises `ArtifactError` and `ProfileError`."""
     job = fetcher.job
     listing = fetcher.listed()
-    files = RemoteFiles(job, fetcher.access, listing)
+    place = Place(job, fetcher.access)
+    files = RemoteFiles({name: _File(place, wanted) for name, wanted in listing.files.items()})
     choice = selection.choose(tuple(files), job.variant, job.source, pickle=job.pickle)
     if choice.opened:
         label = f"{job.repo}/{choice.opened}"

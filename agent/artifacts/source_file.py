@@ -53,7 +53,8 @@ def _look(path: Path, policy: SourcePolicy) -> Fetched:
         raise _missing(f"{path}: {error}") from None
     except OSError as error:
         reason = "it is a loop of symbolic links" if error.errno == errno.ELOOP else error.strerror
-        raise _missing(f"{error.filename or path} cannot be opened: {reason}") from None
+        where = f" ({error.filename})" if error.filename and str(error.filename) != str(path) else ""
+        raise _missing(f"{path} cannot be opened: {reason}{where}") from None
     return Fetched(path, "", size, f"file:{path}")
 
 

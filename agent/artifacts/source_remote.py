@@ -6,6 +6,7 @@ What was fetched once is used as it is: a tag or an object that goes on does not
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,6 @@ from agent.artifacts.cache import Folder
 from agent.artifacts.errors import missing, refused
 from agent.artifacts.job import Job
 from agent.artifacts.pulls import Show
-from agent.artifacts.source_hf import offline
 from agent.references import MODEL_SCHEMES
 from agent.status import DiagnosisCode
 
@@ -37,13 +37,13 @@ class RemoteSource:
 
     async def resolve(self, rest: str, policy: SourcePolicy) -> Fetched:
         """The files, where they are whole in the cache. Raises `ArtifactError`."""
-        return await self._kept(self._job(rest, policy), use=False)
+        return await kept(self._job(rest, policy), use=False)
 
     async def fetch(self, rest: str, policy: SourcePolicy, show: Show) -> Fetched:
         """The files; where they are not here, they are fetched. Raises `ArtifactError`."""
         job = self._job(rest, policy)
         try:
-            return await self._kept(job, use=True)
+            return await kept(job, use=True)
         except ArtifactError:
             pulled = await policy.pulls.fetch(job, show)
         return Fetched(pulled.path, pulled.digest, pulled.bytes, job.source)
@@ -53,7 +53,7 @@ class RemoteSource:
         `ArtifactError`."""
         job = self._job(rest, policy)
         try:
-            await self._kept(job, use=False)
+            await kept(job, use=False)
         except ArtifactError:
             return await policy.pulls.look(job)
         return None
@@ -64,18 +64,28 @@ class RemoteSource:
         except ValueError as error:
             raise missing(f"{self.scheme}:{rest} {error}") from None
 
-    async def _kept(self, job: Job, *, use: bool) -> Fetched:
-        def look() -> Fetched | None:
-            folder = job.folder
-            kept = folder.kept(job.sha256 or folder.commit(job.revision), job.variant)
-            if kept is not None and use:
-                cache.touch(folder, kept)
-            return Fetched(kept.path, kept.digest, kept.bytes, job.source) if kept else None
 
-        found = await asyncio.to_thread(look)
-        if found is None:
-            raise missing(f"{job.source} is not on this node yet")
-        return found
+async def kept(job: Job, *, use: bool) -> Fetched:
+    """What is whole in the cache. `use`: it was wanted now, and goes later than others. Raises `ArtifactError`."""
+
+    def look() -> Fetched | None:
+        folder = job.folder
+        found = folder.kept(job.sha256 or folder.commit(job.revision), job.variant)
+        if found is not None and use:
+            cache.touch(folder, found)
+        return Fetched(found.path, found.digest, found.bytes, job.source) if found else None
+
+    fetched = await asyncio.to_thread(look)
+    if fetched is None:
+        raise missing(f"{job.source} is not on this node yet")
+    return fetched
+
+
+def offline(policy: SourcePolicy) -> bool:
+    """Whether nothing may be fetched."""
+    if policy.fetching.offline is not None:
+        return policy.fetching.offline
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
 def basis(source: str, kind: str, policy: SourcePolicy) -> Job:

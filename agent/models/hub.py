@@ -7,23 +7,21 @@ redirects and where they lead, waits that it asks for. Protocol: huggingface_hub
 
 from __future__ import annotations
 
-import base64
-import functools
 import http.client
 import json
 import re
 import ssl
 import threading
 import time
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, NoReturn, Self
-from urllib.parse import SplitResult, quote, unquote, urlencode, urljoin, urlsplit
+from typing import NoReturn, Self
+from urllib.parse import SplitResult, quote, urlencode, urljoin, urlsplit
 
 from agent.models.config import MAX_JSON
 from agent.models.errors import ProfileError, corrupt, missing
 from agent.models.repository import Bounds
+from agent.origins import Origin, asked, connection, origin_of, parsed
 from agent.status import Diagnosis, DiagnosisCode
 
 #: Seconds without a byte after which a connection is given up.
@@ -36,8 +34,6 @@ _CHUNK = 64 * 1024
 _REDIRECTING = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 _NO_HUB = "is the endpoint the address of a hub, or of a mirror that has its API too?"
-
-Origin = tuple[str, str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +65,8 @@ def unavailable(message: str, hint: str = "") -> ProfileError:
 def checked_endpoint(endpoint: str) -> str:
     """The endpoint without a slash at its end. Raises `ProfileError` for what is no address of a hub."""
     text = endpoint.strip().rstrip("/")
-    parts = _parsed(text)
-    if parts is None or not text.isprintable() or " " in text or parts.query or parts.fragment:
+    parts = parsed(text)
+    if parts is None or " " in text or parts.query or parts.fragment:
         rule = "must be http:// or https://, a host and perhaps a path, without user, query or fragment"
         raise unavailable(f"the hub's endpoint {rule}", hint="the default is https://huggingface.co")
     return text
@@ -93,9 +89,9 @@ class Hub:
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._closed = True
-            for connections in self._idle.values():
-                for connection in connections:
-                    connection.close()
+            for several in self._idle.values():
+                for each in several:
+                    each.close()
 
     def info(self, repo: str, revision: str) -> dict[str, object]:
         """The model's description with all of its files. Raises `ProfileError`."""
@@ -157,7 +153,7 @@ class Hub:
     def _follow(self, url: str, subject: str, most: int, span: str) -> Answer:
         """One try, with its redirects."""
         for _ in range(_REDIRECTS + 1):
-            parts = _parsed(url)
+            parts = parsed(url)
             if parts is None:
                 raise unavailable(f"{subject}: redirected to {url[:80]!r}, which is no address that is followed")
             answer = self._exchange(parts, subject, most, span)
@@ -174,24 +170,20 @@ class Hub:
 
     def _exchange(self, parts: SplitResult, subject: str, most: int, span: str) -> Answer:
         """One request on a kept connection or a new one."""
-        origin = _origin(parts)
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        headers = {"User-Agent": "llm-node-agent", "Accept-Encoding": "identity"}
-        if (proxy := _proxy(origin)) and parts.scheme == "http":
-            target = f"http://{parts.netloc}{target}"
-            headers |= proxy.headers
+        origin = origin_of(parts)
+        target, headers = asked(parts)
         if span:
             headers["Range"] = span
-        if self._token and origin == _origin(urlsplit(self.endpoint)):
+        if self._token and origin == origin_of(urlsplit(self.endpoint)):
             headers["Authorization"] = f"Bearer {self._token}"
-        connection = self._connection(origin, subject)
+        used = self._connection(origin, subject)
         whole = False
         try:
-            connection.timeout = self._remaining(subject, SILENCE)
-            if connection.sock is not None:
-                connection.sock.settimeout(connection.timeout)
-            connection.request("GET", target, headers=headers)
-            response = connection.getresponse()
+            used.timeout = self._remaining(subject, SILENCE)
+            if used.sock is not None:
+                used.sock.settimeout(used.timeout)
+            used.request("GET", target, headers=headers)
+            response = used.getresponse()
             named = {key.lower(): value for key, value in response.getheaders()}
             body, whole = self._body(response, named, subject, most if response.status in {200, 206} else _CHUNK)
             whole = whole and not response.will_close
@@ -207,9 +199,9 @@ class Hub:
         finally:
             with self._lock:
                 if whole and not self._closed:
-                    self._idle.setdefault(origin, []).append(connection)
+                    self._idle.setdefault(origin, []).append(used)
                 else:
-                    connection.close()
+                    used.close()
 
     def _body(
         self, response: http.client.HTTPResponse, headers: Mapping[str, str], subject: str, most: int
@@ -250,15 +242,7 @@ class Hub:
         with self._lock:
             if idle := self._idle.get(origin):
                 return idle.pop()
-        scheme, host, port = origin
-        timeout, proxy = self._remaining(subject, SILENCE), _proxy(origin)
-        at, at_port = (proxy.host, proxy.port) if proxy else (host, port)
-        if scheme == "http":
-            return http.client.HTTPConnection(at, at_port, timeout=timeout)
-        connection = http.client.HTTPSConnection(at, at_port, timeout=timeout, context=_trust())
-        if proxy:
-            connection.set_tunnel(host, port, dict(proxy.headers))
-        return connection
+        return connection(origin, self._remaining(subject, SILENCE))
 
     # Refusals
 
@@ -271,48 +255,9 @@ class Hub:
             raise _Retry(
                 f"{parts.hostname} answers with {said}", float(wait) if re.fullmatch(r"\d{1,6}", wait) else 0.0
             )
-        if _origin(parts) != _origin(urlsplit(self.endpoint)):
+        if origin_of(parts) != origin_of(urlsplit(self.endpoint)):
             raise unavailable(f"{subject}: {parts.hostname}, to which the hub redirects, answers with {answer.status}")
         _refuse(answer, subject, has_token=bool(self._token))
-
-
-class _Proxy(NamedTuple):
-    host: str
-    port: int
-    headers: Mapping[str, str]
-
-
-def _origin(parts: SplitResult) -> Origin:
-    return parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-
-
-def _proxy(origin: Origin) -> _Proxy | None:
-    """From HTTPS_PROXY, HTTP_PROXY and NO_PROXY."""
-    scheme, host, _ = origin
-    named = urllib.request.getproxies().get(scheme, "")
-    if not named or urllib.request.proxy_bypass(host):
-        return None
-    parts = urlsplit(named if "://" in named else f"http://{named}")
-    headers = {}
-    if parts.username:
-        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        headers["Proxy-Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
-    return _Proxy(parts.hostname or "", parts.port or 80, headers)
-
-
-@functools.cache
-def _trust() -> ssl.SSLContext:
-    return ssl.create_default_context()
-
-
-def _parsed(url: str) -> SplitResult | None:
-    """None for what is not asked: other schemes than http and https, no host, somebody's password."""
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        return None
-    return parts if sound and "@" not in parts.netloc else None
 
 
 def _refuse(answer: Answer, subject: str, *, has_token: bool) -> NoReturn:

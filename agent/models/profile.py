@@ -91,6 +91,9 @@ class Tensors:
     scale_bytes: int = 0  # part of `bytes`
 
 
+_NONE_OF = {group: Tensors(group, 0, 0) for group in Group}
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """How many bytes the files hold in one type: F8_E4M3, BF16, I32 (packed), Q4_K ..."""
@@ -192,4 +195,7 @@ class ModelProfile:
 
     def group(self, group: Group) -> Tensors:
         """The sum of a group; zeros where the model has none of it."""
-        return next((tensors for tensors in self.groups if tensors.group == group), Tensors(group, 0, 0))
+        for tensors in self.groups:
+            if tensors.group == group:
+                return tensors
+        return _NONE_OF[group]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,16 +12,13 @@ from agent.models.hub import Hub, unavailable
 from agent.models.huggingface import read_model, weight_files
 from agent.models.profile import ModelProfile
 from agent.models.reader import Reader
+from agent.models.remote_files import RemoteFiles
 from agent.models.repository import Quantized, Question, Related, Repository, Variant
 from agent.status import DiagnosisCode
 
-#: Bytes of a file that are asked for first; nearly all safetensors headers are shorter (huggingface_hub, `hf_api.py`).
-_BEGINNING = 128 * 1024
 _MOST_FILES = 10_000
 #: Quantized forms that are listed: of most models there are fewer.
 _MOST_LISTED = 200
-#: Connections at once: a model of 500 files is a thousand requests.
-_CONNECTIONS = 8
 #: What is worth its time where no level is named, best first; then the others from large to small.
 _PREFERRED = ("Q4_K_M", "Q5_K_M", "Q8_0", "Q6_K", "MXFP4", "MXFP4_MOE", "Q3_K_M", "IQ4_XS", "BF16", "F16", "Q4_K_S")
 _LEVEL = re.compile(
@@ -38,32 +34,18 @@ _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 ReadGguf = Callable[[str, Sequence[Reader], int], ModelProfile]
 
 
-class RemoteFile:
-    """A `Reader` over one file of a hub. What was read of its beginning is kept: headers are read in steps."""
+class _HubFile:
+    """One file of a hub."""
 
     def __init__(self, hub: Hub, place: tuple[str, str], name: str, size: int | None) -> None:
         self._hub, self._place, self._name, self._size = hub, place, name, size
-        self._beginning = b""
         self._etag = ""
 
-    def size(self) -> int:
-        if self._size is None:
-            self.read(0, 1)
-        assert self._size is not None
+    @property
+    def size(self) -> int | None:
         return self._size
 
-    def read(self, offset: int, length: int) -> bytes:
-        have = len(self._beginning)
-        if offset > have:
-            return self._fetch(offset, length)
-        if offset + length > have:
-            self._beginning += self._fetch(have, max(offset + length - have, 0 if have else _BEGINNING))
-        return self._beginning[offset : offset + length]
-
-    def forget(self) -> None:
-        self._beginning = b""
-
-    def _fetch(self, offset: int, length: int) -> bytes:
+    def fetch(self, offset: int, length: int) -> bytes:
         if self._size is not None:
             length = min(length, self._size - offset)
         if length <= 0:
@@ -96,39 +78,11 @@ class RemoteFile:
         return int(said[1])
 
 
-class RemoteFiles(Mapping[str, Reader]):
-    """A repository's files at one commit."""
-
-    def __init__(self, hub: Hub, place: tuple[str, str], sizes: Mapping[str, int | None]) -> None:
-        self._files = {name: RemoteFile(hub, place, name, size) for name, size in sizes.items()}
-
-    def __getitem__(self, name: str) -> RemoteFile:
-        return self._files[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def forget(self, name: str) -> None:
-        """Give the memory of what was read back."""
-        self._files[name].forget()
-
-    def fetch_ahead(self, names: Sequence[str]) -> None:
-        """Read the beginnings of several files at once."""
-        pool = ThreadPoolExecutor(_CONNECTIONS)
-        try:
-            for _ in pool.map(lambda name: self._files[name].read(0, 8), names):
-                pass
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
 def read_repository(hub: Hub, question: Question, read_gguf: ReadGguf) -> Repository:
     """All variants of a repository, or the one that was asked for. Raises `ProfileError`."""
     listing = _Listing(hub.info(question.repo, question.revision), question)
-    files = RemoteFiles(hub, (question.repo, listing.commit), listing.sizes)
+    place = (question.repo, listing.commit)
+    files = RemoteFiles({name: _HubFile(hub, place, name, size) for name, size in listing.sizes.items()})
     label, levels = f"hf:{question.repo}", _levels(files)
     found, left_out, names = list[Variant](), list[str](), [level.name for level in levels]
     if ("config.json" in files and any(_is_weight(name) for name in files)) or not levels:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from agent.artifacts import source_hf, sources
+from agent.artifacts import source_hf, source_remote, sources
 from agent.artifacts.base import ArtifactError, SourcePolicy
 from agent.models.errors import ProfileError
 from agent.models.profile import ModelProfile
@@ -70,7 +70,7 @@ class HubModels:
 
     @property
     def offline(self) -> bool:
-        return source_hf.offline(self._policy)
+        return source_remote.offline(self._policy)
 
     async def here(self, wanted: HubReference) -> Meaning | None:
         """What is known without asking anybody: files of exactly this reference, or an answer that some are of."""

@@ -38,6 +38,14 @@ class Run:
     wall: float  # seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """That has one file."""
+
+    address: str
+    pid: int
+
+
 def measure(place: Place, *, quick: bool) -> list[Figure]:
     size, runs = (QUICK_SIZE, QUICK_RUNS) if quick else (SIZE, RUNS)
     if shutil.which("curl") is None or shutil.disk_usage(MEMORY).free < 3 * size:
@@ -52,8 +60,8 @@ def _measure(place: Place, memory: Path, size: int, runs: int) -> list[Figure]:
     fill(file, size)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     rows: dict[str, list[Run]] = {"agent": [], "curl": [], "hashlib": []}
-    with served(place, file) as address:
-        url = f"{address}/model.gguf"
+    with served(place, file) as server:
+        url = f"{server.address}/model.gguf"
         for _ in range(runs):
             rows["curl"].append(_run(["curl", "-sS", "-o", os.devnull, url]))
             rows["hashlib"].append(_run([sys.executable, "-c", HASH, str(file)]))
@@ -119,15 +127,15 @@ def fill(path: Path, size: int) -> None:
 
 
 @contextmanager
-def served(place: Place, file: Path) -> Iterator[str]:
-    """The address of a server that answers with this file whatever is asked for."""
+def served(place: Place, file: Path) -> Iterator[Server]:
+    """By a server that answers with this file whatever is asked for."""
     with (place.root / "log").open("ab") as log:
         server = subprocess.Popen([sys.executable, "-m", "scripts._bench.file_server", str(file)],
                                   stdout=subprocess.PIPE, stderr=log, cwd=ROOT)  # fmt: skip
     assert server.stdout is not None
     try:
         with server.stdout:
-            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+            yield Server(f"http://127.0.0.1:{int(server.stdout.readline())}", server.pid)
     finally:
         server.kill()
         server.wait()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -14,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from scripts._bench import rpc
-from scripts._bench.fetch import MEMORY, fill, served
+from scripts._bench.fetch import MEMORY, Server, fill, served
 from scripts._bench.figures import Figure, Sample, Target
 from scripts._bench.load import CONCURRENCIES
 from scripts._bench.place import Place, spec
@@ -33,7 +35,7 @@ ROUNDS, CALLS = 7, 600
 QUICK_ROUNDS, QUICK_CALLS = 1, 100
 TIMES_IDLE = 3
 _SAMPLE_SECONDS = 0.05
-_PULL_SECONDS = 300.0
+_BEGIN_SECONDS, _PULL_SECONDS = 60.0, 300.0
 
 
 def measure(place: Place, *, quick: bool) -> list[Figure]:
@@ -58,10 +60,10 @@ def _memory(place: Place, node: Daemon, folder: Path, size: int, runs: int) -> l
     fill(folder / "large", size)
     assert node.process is not None
     idle, most, child = [], [], []
-    with served(place, folder / "large") as address:
+    with served(place, folder / "large") as server:
         for number in range(runs):
             idle.append(memory(node.process.pid)[1])
-            pull = threading.Thread(target=_pull, args=(node, f"{address}/{number}.gguf"))
+            pull = threading.Thread(target=_pull, args=(node, f"{server.address}/{number}.gguf"))
             pull.start()
             seen = [(idle[-1], 0.0)]
             while pull.is_alive():
@@ -84,10 +86,10 @@ def _latency(place: Place, node: Daemon, folder: Path, each: int, rounds: int, c
     fill(folder / "each", each)
     agent = f"agent={node.control}:/agent.v1.NodeService/GetStatus"
     idle, pulling = list[dict[str, float]](), list[dict[str, float]]()
-    with served(place, folder / "each") as address:
+    with served(place, folder / "each") as server:
         for number in range(rounds):
             idle += rpc.load(1, calls, agent)
-            with _pulled(place, node, [f"{address}/{number}-{index}.gguf" for index in range(PULLS)]):
+            with _pulled(place, node, server, [f"{number}-{index}.gguf" for index in range(PULLS)]):
                 pulling += rpc.load(1, calls, agent)
                 under_way = len(_fetchers(node))
             if under_way < PULLS:
@@ -108,13 +110,17 @@ def _figure(idle: list[dict[str, float]], pulling: list[dict[str, float]], concu
 
 
 @contextlib.contextmanager
-def _pulled(place: Place, node: Daemon, urls: list[str]) -> Iterator[None]:
-    """A deployment for each, all of which are being fetched."""
-    names = [f"m{index}" for index in range(len(urls))]
+def _pulled(place: Place, node: Daemon, server: Server, files: list[str]) -> Iterator[None]:
+    """A deployment for each, all of which are being fetched: the first byte comes when the last one has begun."""
+    names = [f"m{index}" for index in range(len(files))]
     with node.client() as client:
-        for name, url in zip(names, urls, strict=True):
-            client.apply_deployment(spec(place, name, model=url))
-        wait_true(lambda: len(_fetchers(node)) == len(urls), timeout=_PULL_SECONDS, what="all are fetched")
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            for name, file in zip(names, files, strict=True):
+                client.apply_deployment(spec(place, name, model=f"{server.address}/{file}"))
+            wait_true(lambda: len(_fetchers(node)) == len(files), timeout=_BEGIN_SECONDS, what="all are fetched")
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
         try:
             yield
         finally:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import random
 import shutil
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 
@@ -344,6 +346,69 @@ def test_a_token_that_is_refused_or_not_given_ends_the_pull(puller):
     puller.relay.guard = Tokens(puller, uses=9, pair="somebody")
     found = puller.refused("oci:HOST/org/m:v1")
     assert found.code == Code.MODEL_GATED
+    assert "canary" not in repr(found)
+
+
+IDENTITY = "canary-identity-token"
+
+
+def _in_the_file(root: Path, registry: str) -> dict[str, Any]:
+    """As `az acr login` writes it."""
+    nobody = base64.b64encode(b"00000000-0000-0000-0000-000000000000:").decode()
+    return {"auths": {registry: {"auth": nobody, "identitytoken": IDENTITY}}}
+
+
+def _by_a_helper(root: Path, registry: str) -> dict[str, Any]:
+    helper = root / "docker-credential-mine"
+    said = json.dumps({"ServerURL": registry, "Username": "<token>", "Secret": IDENTITY})
+    helper.write_text(f"#!/bin/sh\n[ \"$(cat)\" = {registry} ] && echo '{said}'\n")
+    helper.chmod(0o755)
+    return {"credHelpers": {registry: "mine"}}
+
+
+class IdentityTokens(Tokens):
+    """Whose tokens only come for an identity token, in a form."""
+
+    def __call__(self, request: Any) -> Any:
+        if request.path != "/token":
+            return super().__call__(request)
+        form = dict(parse_qsl(request.body.decode()))
+        if (request.method, form.get("grant_type"), form.get("refresh_token")) != ("POST", "refresh_token", IDENTITY):
+            return 401, {}, b'{"details": "canary-token-server"}'
+        assert (form["service"], form["scope"]) == ("test", "repository:org/m:pull")
+        assert form["client_id"]
+        self.given.append(f"canary-token-{len(self.given)}")
+        self.left = self.uses
+        return 200, {}, json.dumps({"access_token": self.given[-1], "refresh_token": "canary-other"}).encode()
+
+
+@pytest.mark.parametrize("config", [_in_the_file, _by_a_helper])
+def test_an_identity_token_is_shown_to_who_gives_tokens_and_nobody_else(puller, monkeypatch, config):
+    puller.push("org/m", [(f"{DOCKER}.gguf.v3", BIG, {})])
+    path = puller.root / "config.json"
+    path.write_text(json.dumps(config(puller.root, puller.registry)))
+    monkeypatch.setenv("PATH", f"{puller.root}:{os.environ['PATH']}")
+    puller.relay.guard = IdentityTokens(puller, uses=99)
+
+    kept = puller.run("oci:HOST/org/m:v1", images={"credentials": path})
+
+    assert kept.path.read_bytes() == BIG
+    shown = [each for each in puller.relay.requests if IDENTITY in repr(each)]
+    assert [(each.method, each.path, each.query) for each in shown] == [("POST", "/token", "")]
+    assert not any(IDENTITY in value for value in shown[0].headers.values())
+    for file in (puller.root / "cache").rglob("*"):
+        assert not file.is_file() or b"canary" not in file.read_bytes()
+
+
+def test_an_identity_token_that_is_not_good_any_more_is_told_without_it(puller):
+    puller.push("org/m", [(f"{DOCKER}.gguf.v3", b"GGUF8", {})])
+    path = puller.root / "config.json"
+    path.write_text(json.dumps({"auths": {puller.registry: {"identitytoken": "canary-old"}}}))
+    puller.relay.guard = IdentityTokens(puller, uses=99)
+
+    found = puller.refused("oci:HOST/org/m:v1", images={"credentials": path})
+
+    assert (found.code, "identity token" in found.hint) == (Code.MODEL_GATED, True)
     assert "canary" not in repr(found)
 
 

@@ -79,6 +79,7 @@ class Request:
     path: str
     query: str
     headers: Mapping[str, str]
+    body: bytes = b""
 
 
 class Hub:
