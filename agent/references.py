@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
-from agent.quantities import REGISTRY, NonEmptyLine, Port, VariableName
+from agent.quantities import REGISTRY, Matches, NonEmptyLine, Port, VariableName
 from agent.strict import TAG, broken, echo, unknown
 
 # Names in container registries
@@ -193,6 +193,9 @@ ModelReference = Annotated[
 
 # Images
 
+#: With its registry, which is told from a path by a dot or a port.
+_IMAGE = rf"((?=[^/]*[.:]|localhost/){REPOSITORY}):({TAG_NAME})(?:@({DIGEST}))?"
+
 
 @dataclass(frozen=True, slots=True)
 class ImageReference:
@@ -205,11 +208,34 @@ class ImageReference:
     bytes: int = 0  # compressed, about; 0: not known
 
     @property
+    def name(self) -> str:
+        return f"{self.repository}:{self.tag}"
+
+    @property
     def registry(self) -> str:
         return self.repository.partition("/")[0]
 
+    @classmethod
+    def parse(cls, text: str) -> ImageReference | None:
+        """`registry/repository:tag[@sha256:HEX]`. None for what cannot be one, or names no registry or no tag."""
+        found = re.fullmatch(_IMAGE, text, re.ASCII)
+        return cls(found[1], found[2], found[3] or "") if found is not None else None
+
     def __str__(self) -> str:
-        return f"{self.repository}:{self.tag}" + (f"@{self.digest}" if self.digest else "")
+        return self.name + (f"@{self.digest}" if self.digest else "")
+
+
+#: "": none.
+ImageName = Annotated[
+    str,
+    Field(max_length=512),
+    Matches(
+        rf"(?:{_IMAGE})?",
+        "must be a registry, a repository and a tag, such as docker.io/vllm/vllm-openai:v0.33.0, and @sha256:... "
+        "behind it to pin the content",
+        "image",
+    ),
+]
 
 
 def allowed(repository: str, repositories: Sequence[str] | None) -> bool:

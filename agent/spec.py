@@ -29,7 +29,7 @@ from agent.quantities import (
     VariableName,
     Word,
 )
-from agent.references import Devices, ModelReference, PlainVariable, PortChoice, SecretVariable
+from agent.references import Devices, ImageName, ModelReference, PlainVariable, PortChoice, SecretVariable
 from agent.strict import Strict, broken, invalid, plain, validate
 
 ROOT = "spec"
@@ -324,6 +324,13 @@ class DeploymentSpec(Strict):
             "executable is here that uses the node's devices, else by the engine's image."
         ),
     ] = "auto"
+    image: Annotated[
+        ImageName,
+        Field(
+            description="The image to run the engine in, as registry/repository:tag[@sha256:...], instead of the one "
+            "that the catalog would choose. It needs `engine`, and makes `auto` a container. Default: the catalog's."
+        ),
+    ] = ""
     quantization: Annotated[
         Word,
         Field(description="Name of a quantization (Q4_K_M, awq). auto: the best of what the reference names."),
@@ -379,6 +386,14 @@ class DeploymentSpec(Strict):
         Seconds(),
         Field(description="Time from TERM to KILL. 30: a GPU's memory takes seconds to be given back."),
     ] = 30.0
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.image and self.runtime == "process":
+            raise broken("is for containers: leave it out, or let `runtime` be docker or auto", "image")
+        if self.image and self.engine == "auto":
+            raise broken("must be named where `image` is: it says what is in it", "engine")
+        return self
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

@@ -303,6 +303,16 @@ MISTAKES: list[tuple[str, dict[str, Any], str, str]] = [
         "restart.initial_delay_seconds",
         "must be at most max_delay_seconds, which is 300 (got 600)",
     ),
+    ("image without registry", {"engine": "vllm", "image": "vllm/vllm-openai:v1"}, "image", "must be a registry, a "),
+    ("image without tag", {"engine": "vllm", "image": "docker.io/vllm/vllm-openai"}, "image", "must be a registry, a "),
+    ("half a digest", {"engine": "vllm", "image": "docker.io/a/b:v1@sha256:12"}, "image", "@sha256:... behind it"),
+    ("image of any engine", {"image": "docker.io/a/b:v1"}, "engine", "must be named where `image` is"),
+    (
+        "image without container",
+        {"engine": "vllm", "image": "docker.io/a/b:v1", "runtime": "process"},
+        "image",
+        "is for containers",
+    ),
     ("key that is no text", {5: "x"}, "[5]", "keys must be strings (got 5)"),
 ]
 
@@ -543,7 +553,7 @@ BEYOND_SCHEMA = {
     "preload as a secret", "our own variable", "no secret reference", "two origins", "secret and variable",
     "timeout beyond the default period", "period below the default timeout", "base beyond the maximum",
     "first delay beyond the last", "unicode digits", "not a number", "part of a byte", "key that is no text",
-    "beyond printing",
+    "beyond printing", "image of any engine", "image without container",
 }  # fmt: skip
 
 

@@ -51,7 +51,8 @@ def parse_deployment(text: str, field: str) -> str:
     """The id in `deployments/{id}`. Raises InvalidArgument for `field`."""
     if match := _DEPLOYMENT.fullmatch(text):
         return match[1]
-    raise _invalid(field, text, "must be deployments/{id} or {id}; an id is a lower-case RFC 1123 label")
+    rule = "must be {id} or deployments/{id}; an id has 1 to 63 of a-z, 0-9 and '-', and no '-' at its ends"
+    raise _invalid(field, text, rule)
 
 
 def parse_optional_deployment(text: str, field: str) -> str:

@@ -62,7 +62,8 @@ def _devices(plan: Plan) -> str:
 
 
 def _parallelism(plan: Plan) -> str:
-    """`tensor 4 x pipeline 2`; nothing where it is 1."""
+    """`tensor 4 with whole experts x pipeline 2`; nothing where it is 1."""
     placement = plan.placement
     parts = {"tensor": placement.tensor, "pipeline": placement.pipeline, "data": placement.data}
-    return " x ".join(f"{name} {count}" for name, count in parts.items() if count > 1)
+    whole = {"tensor": " with whole experts"} if placement.experts else {}
+    return " x ".join(f"{name} {count}{whole.get(name, '')}" for name, count in parts.items() if count > 1)

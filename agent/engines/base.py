@@ -68,7 +68,6 @@ class Capabilities:
     formats: frozenset[str]
     tasks: frozenset[str]
     accelerators: frozenset[str]  # "cpu", "cuda", "rocm", "sycl", "metal", "vulkan": of any of its builds
-    runtimes: frozenset[str]
     kv_cache_dtypes: Mapping[str, float]  # name -> bytes per element
     context_extending_flags: frozenset[str] = frozenset()  # with one of these, more than the trained context is meant
     #: RANKS: with one of these, something takes memory of the engine's share that no plan counts: its cache is smaller.
@@ -86,6 +85,7 @@ class Capabilities:
     #: Its place among engines, on hardware (`Hardware`) and for an aim ("throughput"); the lowest comes first. Where it
     #: has none, it is for other hardware, and comes last. In tens, so that another engine finds a place between two.
     suits: Mapping[str, int] = field(default_factory=dict)
+    native: bool = True  # it can be run without a container; `Engine.container` says how it runs in one
     not_run: str = ""  # why no instance of it is started, though it can be planned, as a sentence; "": it is
 
 

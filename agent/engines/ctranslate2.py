@@ -55,7 +55,6 @@ class CTranslate2:
         formats=frozenset({"ctranslate2"}),
         tasks=frozenset({"completion"}),
         accelerators=_ANYWHERE,
-        runtimes=frozenset({"process"}),
         kv_cache_dtypes=MappingProxyType({"auto": 2.0}),
         # The library's documentation, "Quantization".
         quantizations=MappingProxyType(

@@ -34,6 +34,7 @@ _SHEBANG = re.compile(rb"#!\s*(?:/bin/sh\s+'''exec' \"?)?([^\s\"]*python[\w.]*)"
 _answers: dict[tuple[tuple[str, ...], tuple[object, ...]], tuple[str, float]] = {}
 #: Questions for options that are on their way.
 _asking: dict[tuple[tuple[str, ...], tuple[object, ...]], threading.Thread] = {}
+_starting = threading.Lock()  # two deployments of a new node ask at the same time
 _OPTION = re.compile(r"(?<![\w-])--?[A-Za-z](?:[\w.-]*\w)?")
 #: Processes that KILL did not end, by executable: they hang in a driver, and so would the next one.
 _stuck: dict[str, subprocess.Popen[bytes]] = {}
@@ -83,9 +84,10 @@ def learn(located: Located, wait: float) -> frozenset[str] | None:
     """
     key = _listing(located)
     if located.options is None and located.lists and key not in _answers:
-        if key not in _asking:
-            _asking[key] = threading.Thread(target=_learn, args=(key,), daemon=True, name="options")
-            _asking[key].start()
+        with _starting:
+            if key not in _asking:
+                _asking[key] = threading.Thread(target=_learn, args=(key,), daemon=True, name="options")
+                _asking[key].start()
         _asking[key].join(wait)
     return options(located)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -155,6 +155,27 @@ class Catalog:
                 return _choice(image, host, tuple(rejected))
             rejected.append(Rejected(image.name, refusal.code, refusal.sentence))
         raise NoImage(_diagnosed(engine, host, rejected), tuple(rejected))
+
+    def named(self, engine: str, name: str, host: Host, rules: ImageRules) -> ImageChoice:
+        """The image that a spec names, if it may run here: by the catalog's rules where it is listed there, else by the
+        policy's alone. Pure. Raises `NoImage`."""
+        reference = ImageReference.parse(name)
+        assert reference is not None, "the spec was checked"
+        known = next((each for each in self.engines.get(engine, ()) if each.name == reference.name), None)
+        image = known or Image.model_construct(
+            repository=reference.repository, tag=reference.tag, accelerators=(host.accelerator,),
+            architectures=(_architecture(host),),
+        )  # fmt: skip
+        image = image.model_copy(update={"digest": reference.digest or image.digest})
+        refusal = next(_broken_rules(image, host, rules), None)
+        if refusal is not None:
+            message = f"the spec's image {name} cannot run on this node: {refusal.sentence}"
+            code = _CODES.get(refusal.code, DiagnosisCode.IMAGE_MISSING)
+            diagnosis = Diagnosis(code, message, hint="name another image, or leave it out")
+            raise NoImage(diagnosis, (Rejected(image.name, refusal.code, refusal.sentence),))
+        choice = _choice(image, host, ())
+        because = Reason("image", name, "from-spec", "set in the spec" + ("" if known else "; no catalog knows it"))
+        return replace(choice, reasons=(because, *choice.reasons[1:]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,11 @@ _PROCESS = MemoryTerm("process", 340 * _MIB, "measured", uncertainty=100 * _MIB)
 #: A request with its answer is held as Python objects: about a hundred KiB of a long one.
 _REQUEST = 100 * 1024
 _HEALTH, _ALIVE = HttpRequest("GET", "/health/readiness"), HttpRequest("GET", "/health/liveliness")
-_FORWARDED = frozenset({"chat", "completion", "embedding"})
+#: What is forwarded, and LiteLLM's name for a server of it: any with OpenAI's API; and for scores, which that has not,
+#: any that answers `/v1/rerank` as Jina does: vLLM, and llama.cpp (litellm/llms/hosted_vllm/rerank/transformation.py).
+_PROVIDERS: Mapping[str, str] = MappingProxyType(
+    {"chat": "openai", "completion": "openai", "embedding": "openai", "rerank": "hosted_vllm"}
+)
 #: It fetches nothing at its start, reads no `.env`, and tells nobody.
 _ENVIRONMENT = {
     "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
@@ -68,9 +72,8 @@ class LiteLLM:
     executable = "litellm"
     capabilities = Capabilities(
         formats=frozenset({"gateway"}),
-        tasks=_FORWARDED,
+        tasks=frozenset(_PROVIDERS),
         accelerators=frozenset({"cpu"}),
-        runtimes=frozenset({"process"}),
         kv_cache_dtypes=MappingProxyType({"none": 0.0}),
         most_devices=0,
         offload=False,
@@ -138,7 +141,7 @@ class LiteLLM:
         """LiteLLM's `model_list` with a group for each served name, and one under the gateway's own name: the first of
         its task, which falls back to the others. Named deployments fall back to those that are named after them.
         """
-        known = [each for each in back_ends if each.task in _FORWARDED]
+        known = [each for each in back_ends if each.task in _PROVIDERS]
         groups: dict[str, list[BackEnd]] = {}
         for each in known:
             groups.setdefault(each.model, []).append(each)
@@ -213,9 +216,10 @@ def _all(plan: Plan) -> bool:
 
 
 def _entry(name: str, to: BackEnd) -> dict[str, Any]:
-    """`openai/`: any server with OpenAI's API. The identity keeps what the router knows of it over a new list."""
+    """The identity keeps what the router knows of it over a new list."""
+    model = f"{_PROVIDERS[to.task]}/{to.model}"
     return {
         "model_name": name,
-        "litellm_params": {"model": f"openai/{to.model}", "api_base": f"{to.url}/v1", "api_key": to.key or "none"},
+        "litellm_params": {"model": model, "api_base": f"{to.url}/v1", "api_key": to.key or "none"},
         "model_info": {"id": f"{name}@{to.deployment}"},
     }

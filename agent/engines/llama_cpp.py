@@ -62,7 +62,6 @@ class LlamaCpp:
         formats=frozenset({"gguf"}),
         tasks=frozenset({"chat", "completion", "embedding", "rerank"}),
         accelerators=frozenset({"cpu", *PREFIXES}),
-        runtimes=frozenset({"process", "docker"}),
         kv_cache_dtypes=CACHE_BYTES,
         context_extending_flags=frozenset(
             {"--rope-scaling", "--rope-scale", "--rope-freq-base", "--rope-freq-scale", "--yarn-orig-ctx"}

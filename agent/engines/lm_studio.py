@@ -61,7 +61,6 @@ class LmStudio:
         formats=frozenset({"gguf"}),  # and MLX's on Apple silicon, where mlx-lm serves it
         tasks=frozenset({"chat", "completion", "embedding"}),
         accelerators=frozenset({"cpu", "cuda", "rocm", "vulkan", "metal"}),
-        runtimes=frozenset({"process"}),
         kv_cache_dtypes=MappingProxyType({"f16": CACHE_BYTES["f16"]}),  # `lms load` has no flag for another
         most_devices=1,  # how it splits a model is a setting of the app
         offload=False,  # its share of layers is of a number that it does not tell

@@ -70,7 +70,6 @@ class MlxLm:
         formats=frozenset({"mlx", "safetensors"}),
         tasks=frozenset({"chat", "completion"}),
         accelerators=frozenset({"cpu", "cuda", "metal"}),
-        runtimes=frozenset({"process"}),
         kv_cache_dtypes=mlx.CACHE_TYPES,
         # `load_model` in mlx_lm/utils.py. FP8 and compressed-tensors' integers it reads for some architectures only.
         quantizations=MappingProxyType(

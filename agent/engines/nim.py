@@ -40,7 +40,7 @@ class NIM(VLLM):
         formats=frozenset({"safetensors"}),
         tasks=frozenset({"chat", "completion"}),
         accelerators=_CUDA,
-        runtimes=frozenset({"docker"}),
+        native=False,
         quantizations=MappingProxyType(
             {
                 name: replace(support, accelerators=_CUDA, least=max(support.least, _LEAST))
@@ -49,7 +49,6 @@ class NIM(VLLM):
             }
         ),
         data=False,
-        experts=False,
         suits=MappingProxyType({Hardware.NVIDIA: 60, Hardware.NVIDIA_SMALL: 80}),
     )  # fmt: skip
     #: Docker quick start of the documentation. Its entry point takes the action, then the engine's flags.
@@ -75,6 +74,7 @@ class NIM(VLLM):
             *("--max-num-batched-tokens", str(limits.max_num_batched_tokens)),
             *("--kv-cache-dtype", limits.kv_cache_dtype),
             *("--gpu-memory-utilization", f"{limits.gpu_memory_utilization or 0:g}"),
+            *(("--enable-expert-parallel",) if placement.experts else ()),
             *plan.extra_args,
         ]
         environment = {
@@ -111,13 +111,12 @@ class NIM(VLLM):
         return {}  # whether its health endpoints stay open with a key of vLLM's is not documented
 
     def batch_defaults(self, profile: ModelProfile, card: Card, task: str) -> tuple[int, int]:
-        found = memory.defaults(Request("vllm", card, BUNDLED), profile)
-        return found.max_num_batched_tokens, found.max_num_seqs
+        return memory.usual_batch(card, BUNDLED, profile.context_length or 2048)
 
     def estimate(self, profile: ModelProfile, limits: Limits, task: str, placement: Placement, card: Card) -> Estimate:
         """vLLM's, of the version in the container."""
         request = Request(
-            "vllm", card, BUNDLED, tensor=placement.tensor, pipeline=placement.pipeline,
+            "vllm", card, BUNDLED, tensor=placement.tensor, pipeline=placement.pipeline, expert=placement.experts,
             utilization=limits.gpu_memory_utilization, max_model_len=limits.max_model_len,
             max_num_seqs=limits.max_num_seqs, max_num_batched_tokens=limits.max_num_batched_tokens,
             kv_dtype=limits.kv_cache_dtype,

@@ -72,7 +72,6 @@ class Ollama:
         formats=frozenset({"gguf"}),
         tasks=frozenset({"chat", "completion", "embedding"}),
         accelerators=frozenset({"cpu", "cuda", "rocm", "metal"}),
-        runtimes=frozenset({"process"}),
         kv_cache_dtypes=MappingProxyType({name: CACHE_BYTES[name] for name in ("f16", "q8_0", "q4_0")}),
         not_run="ollama can only be planned: it copies a model's weights before it serves them, so use llama.cpp, "
         "which reads the same file in place",

@@ -87,7 +87,6 @@ class SGLang:
         formats=frozenset({"safetensors"}),
         tasks=frozenset({"chat", "completion", "embedding"}),
         accelerators=_BOTH,
-        runtimes=frozenset({"process", "docker"}),
         kv_cache_dtypes=MappingProxyType({"auto": 2.0, "bf16": 2.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0}),
         context_extending_flags=frozenset({"--json-model-override-args"}),
         pooling_flags=frozenset(),

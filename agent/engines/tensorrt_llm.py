@@ -75,13 +75,13 @@ class TensorRTLLM:
         formats=frozenset({"safetensors"}),
         tasks=frozenset({"chat", "completion"}),
         accelerators=_CUDA,
-        runtimes=frozenset({"process", "docker"}),
         kv_cache_dtypes=MappingProxyType({"auto": 2.0, "fp8": 1.0, "nvfp4": 0.5625}),
         spread=Spread.RANKS,
         quantizations=_QUANTIZATIONS,
         offload=False,
         pipeline=True,
         data=False,
+        experts=True,
         suits=MappingProxyType(
             {
                 Hardware.NVIDIA: 30, Hardware.NVIDIA_SMALL: 60, "throughput": 30, "latency": 10, "long-context": 30,
@@ -153,6 +153,7 @@ class TensorRTLLM:
             *("--port", str(port)),
             *("--tp_size", str(placement.tensor)),
             *("--pp_size", str(placement.pipeline)),
+            *(("--ep_size", str(placement.tensor)) if placement.experts else ()),
             *("--max_seq_len", str(limits.max_model_len)),
             *("--max_batch_size", str(limits.max_num_seqs)),
             *("--max_num_tokens", str(limits.max_num_batched_tokens)),
@@ -213,8 +214,9 @@ class TensorRTLLM:
         room = Room.on(card, limits)
         request = Request(
             self.name, replace(card, free=room.free), tensor=placement.tensor, pipeline=placement.pipeline,
-            utilization=1.0, max_model_len=limits.max_model_len, max_num_seqs=limits.max_num_seqs,
-            max_num_batched_tokens=limits.max_num_batched_tokens, kv_dtype=limits.kv_cache_dtype,
+            expert=placement.experts, utilization=1.0, max_model_len=limits.max_model_len,
+            max_num_seqs=limits.max_num_seqs, max_num_batched_tokens=limits.max_num_batched_tokens,
+            kv_dtype=limits.kv_cache_dtype,
         )  # fmt: skip
         first = memory.estimate(profile, request)
         return memory.estimate(profile, replace(request, utilization=left_share(room, first.terms)))

@@ -81,7 +81,6 @@ class TGI:
         formats=frozenset({"safetensors"}),
         tasks=frozenset({"chat", "completion"}),
         accelerators=_BOTH,
-        runtimes=frozenset({"process", "docker"}),
         kv_cache_dtypes=MappingProxyType({"auto": 2.0, "fp8_e4m3fn": 1.0, "fp8_e5m2": 1.0}),
         context_extending_flags=frozenset({"--rope-scaling", "--rope-factor"}),
         spread=Spread.RANKS,

@@ -89,7 +89,6 @@ class VLLM:
         formats=frozenset({"safetensors", "pytorch"}),
         tasks=frozenset({"chat", "completion", "embedding", "rerank"}),
         accelerators=_ALL,
-        runtimes=frozenset({"process", "docker"}),
         kv_cache_dtypes=MappingProxyType(
             {
                 "auto": 2.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0,
@@ -234,8 +233,7 @@ class VLLM:
         return {"api_key": "VLLM_API_KEY"}
 
     def batch_defaults(self, profile: ModelProfile, card: Card, task: str) -> tuple[int, int]:
-        found = memory.defaults(Request(self.name, card), profile)
-        return found.max_num_batched_tokens, found.max_num_seqs
+        return memory.usual_batch(card, memory.NEWEST, profile.context_length or 2048)
 
     def estimate(self, profile: ModelProfile, limits: Limits, task: str, placement: Placement, card: Card) -> Estimate:
         request = Request(

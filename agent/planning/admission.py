@@ -23,6 +23,7 @@ def admit(spec: DeploymentSpec, policy: Policy, engines: Mapping[str, Engine]) -
     return (
         *_engine(spec, policy, engines),
         *_runtime(spec, policy),
+        *_image(spec, policy, engines),
         *_source(spec, policy),
         *_limits(spec, policy),
         *_port(spec, policy),
@@ -53,6 +54,16 @@ def _runtime(spec: DeploymentSpec, policy: Policy) -> Iterator[FieldViolation]:
     if spec.runtime != "auto" and policy.runtimes is not None and spec.runtime not in policy.runtimes:
         allowed = ", ".join(policy.runtimes) or "none"
         yield FieldViolation("runtime", f"the node policy does not allow {spec.runtime!r} (allowed: {allowed})")
+
+
+def _image(spec: DeploymentSpec, policy: Policy, engines: Mapping[str, Engine]) -> Iterator[FieldViolation]:
+    """Whether its repository is allowed, planning says, as of all images."""
+    if not spec.image:
+        return
+    if spec.engine in engines and engines[spec.engine].container is None:
+        yield FieldViolation("image", f"{spec.engine} is not run in containers by this agent: leave it out")
+    if spec.runtime == "auto" and policy.runtimes is not None and "docker" not in policy.runtimes:
+        yield FieldViolation("image", "the node policy allows no containers: leave it out")
 
 
 def _adapter(spec: DeploymentSpec, candidates: list[Engine]) -> Iterator[FieldViolation]:

@@ -5,11 +5,13 @@ Only what can be said without looking for memory is decided here: policy, format
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import chain
 
 from agent.engines.base import Capabilities, Engine, Located, Support
+from agent.models import gateway
 from agent.models.profile import Basis, ModelProfile
 from agent.planning import flags, trust
 from agent.planning.images import may_have, ways
@@ -89,38 +91,39 @@ def _screened(request: PlanRequest, *, thorough: bool) -> tuple[list[Candidate],
     asked = request.spec.engine
     found: list[Candidate] = []
     rejected: list[Rejected] = []
-    formats = tuple(dict.fromkeys(option.profile.format for option in request.options))
+    formats, alone = (
+        tuple(dict.fromkeys(option.profile.format for option in request.options)),
+        len(request.options) == 1,
+    )
     for name in request.engines if asked == "auto" else (asked,):
         if problem := _engine_problem(request, name, thorough=thorough):
             rejected.append(Rejected(name, *problem))
             continue
         engine = request.engines[name]
-        rejected += _unreadable(request, engine, formats)
-        readable = [(place, option) for place, option in enumerate(request.options)
-                    if option.profile.format in engine.capabilities.formats]  # fmt: skip
-        if not readable:
+        reads = engine.capabilities.formats
+        rejected += [_unread(name, each, alone=alone) for each in formats if each not in reads]
+        if reads.isdisjoint(formats):
             continue
+        readable = [each for each in enumerate(request.options) if each[1].profile.format in reads]
         able = ways(request, engine)
         rejected += able.rejected
         for located in able.found or (() if able.rejected else (None,)):
             for place, option in readable:
                 label = labelled(request, name, option)
-                broken = next(_problems(request, engine, located, option), None)
+                support = _support(engine.capabilities, option.profile)
+                broken = next(_problems(request, engine, located, option, support), None)
                 if broken is not None:
                     rejected.append(Rejected(label, *broken))
                 elif located is not None:
-                    support = _support(engine.capabilities, option.profile)
                     label += " in a container" if located.image is not None else ""
                     found.append(Candidate(label, engine, located, option, place, support))
     return found, list(dict.fromkeys(rejected))
 
 
-def _unreadable(request: PlanRequest, engine: Engine, formats: Iterable[str]) -> Iterator[Rejected]:
-    """A line for each format that the engine does not read: it says the same of all variants in it."""
-    for each in formats:
-        if each not in engine.capabilities.formats:
-            label = engine.name if len(request.options) == 1 else f"{engine.name} with {each}"
-            yield Rejected(label, "format", f"{engine.name} does not read {each} files")
+@lru_cache(maxsize=256)
+def _unread(name: str, format: str, *, alone: bool) -> Rejected:
+    """A line for a format that the engine does not read: it says the same of all variants in it."""
+    return Rejected(name if alone else f"{name} with {format}", "format", f"{name} does not read {format} files")
 
 
 def labelled(request: PlanRequest, name: str, option: Option) -> str:
@@ -173,7 +176,7 @@ def _not_found(name: str) -> tuple[str, str]:
 
 
 def _problems(
-    request: PlanRequest, engine: Engine, located: Located | None, option: Option
+    request: PlanRequest, engine: Engine, located: Located | None, option: Option, support: Support | None
 ) -> Iterator[tuple[str, str]]:
     """The rules that the pair breaks, as (code, sentence). Each check relies on those before it."""
     spec, profile, capabilities = request.spec, option.profile, engine.capabilities
@@ -184,7 +187,7 @@ def _problems(
         yield "task", f"{name} does not serve the task {spec.task}"
     if (sentence := _pooling_problem(request, capabilities, profile)) is not None:
         yield "task", sentence
-    yield from _loading_problems(request, engine, located, option)
+    yield from _loading_problems(request, engine, located, option, support)
     if (dtype := spec.limits.kv_cache_dtype) and dtype not in capabilities.kv_cache_dtypes:
         known = ", ".join(capabilities.kv_cache_dtypes)
         yield "kv-cache-dtype", f"{name} has no KV cache type {dtype}; it has {known}"
@@ -195,12 +198,11 @@ def _problems(
 
 
 def _loading_problems(
-    request: PlanRequest, engine: Engine, located: Located | None, option: Option
+    request: PlanRequest, engine: Engine, located: Located | None, option: Option, support: Support | None
 ) -> Iterator[tuple[str, str]]:
     """Whether the engine's build can load these weights at all; on which devices, is seen when they are chosen."""
     profile = option.profile
     name, capabilities, quantization = engine.name, engine.capabilities, profile.quantization
-    support = _support(capabilities, profile)
     if capabilities.quantizations is not None and support is None:
         yield "quantization", f"{name} does not run {quantization} weights"
     if support is not None and located is not None and support.accelerators.isdisjoint(located.accelerators):
@@ -254,9 +256,12 @@ def is_quantization(profile: ModelProfile, asked: str) -> bool:
 
 def _pooling_problem(request: PlanRequest, capabilities: Capabilities, profile: ModelProfile) -> str | None:
     """A chat model answers an embedding or rerank request too, with vectors and scores that mean nothing."""
-    task, pooling = request.spec.task.value, profile.pooling
+    task, pooling = request.spec.task, profile.pooling
     fitting = _POOLINGS.get(task)
     if fitting is None or pooling in fitting or not capabilities.pooling_flags.isdisjoint(request.spec.extra_args):
         return None
+    if profile.format == gateway.SCHEME:  # each model behind it was asked
+        return None
     flags = ", ".join(sorted(capabilities.pooling_flags))
-    return f"the model's file says pooling {pooling or 'nothing'}: it is not made for {task} (otherwise give {flags})"
+    otherwise = f" (otherwise give {flags})" if flags else ""
+    return f"the model's file says pooling {pooling or 'nothing'}: it is not made for {task}{otherwise}"

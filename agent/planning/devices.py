@@ -10,7 +10,7 @@ from agent.engines.base import Located
 from agent.hardware.inventory import Device, Link
 from agent.planning.amounts import gib
 from agent.planning.plan import Rejected
-from agent.planning.request import DeviceState, PlanRequest, RefusedError
+from agent.planning.request import IDLE, DeviceState, PlanRequest, RefusedError
 from agent.status import Diagnosis, DiagnosisCode
 
 #: The vendor whose devices an accelerator reaches, best first: all of them, and no others, are made visible to an
@@ -98,7 +98,7 @@ def offers(
         if device.id in spared:
             rejected.append(Rejected(device.id, "spared", _SPARED))
             continue
-        state = request.devices.get(device.id, DeviceState())
+        state = request.devices.get(device.id, IDLE)
         reach = _reach(device, located, inventory.devices)
         if reach is not None and not state.unavailable:
             usable.append(_offer(request, device, state, reach, utilization))
@@ -144,7 +144,7 @@ def _refused(request: PlanRequest, code: DiagnosisCode, message: str) -> Refused
 
 
 def _line(request: PlanRequest, device: Device) -> str:
-    why = request.devices.get(device.id, DeviceState()).unavailable
+    why = request.devices.get(device.id, IDLE).unavailable
     return f"{device.id} ({label(device)})" + (f", unavailable: {why}" if why else "")
 
 

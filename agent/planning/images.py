@@ -52,6 +52,8 @@ class Ways:
 
 def may_have(request: PlanRequest, name: str) -> bool:
     """Whether there may be a way to run the engine; its adapter is not looked at."""
+    if request.spec.image:
+        return True
     return name in request.located or (request.containers is not None and name in request.containers.catalog.engines)
 
 
@@ -71,16 +73,20 @@ def ways(request: PlanRequest, engine: Engine) -> Ways:
 
 
 def _allowed(request: PlanRequest) -> tuple[str, ...]:
-    asked, policy = request.spec.runtime, request.policy.runtimes
+    asked, policy = _asked(request), request.policy.runtimes
     return tuple(
-        runtime for runtime in RUNTIMES if asked in {"auto", runtime} and (policy is None or runtime in policy)
+        [runtime for runtime in RUNTIMES if asked in {"auto", runtime} and (policy is None or runtime in policy)]
     )
+
+
+def _asked(request: PlanRequest) -> str:
+    return "docker" if request.spec.image else request.spec.runtime
 
 
 def _not_native(
     request: PlanRequest, engine: Engine, native: Located | None, allowed: tuple[str, ...]
 ) -> Iterator[Rejected]:
-    name, asked = engine.name, request.spec.runtime
+    name, asked = engine.name, _asked(request)
     if native is not None and asked == "auto" and "process" not in allowed:
         yield Rejected(name, "runtimes", f"the node policy does not let {name} run natively")
     if asked == "docker" and engine.container is None:
@@ -100,7 +106,7 @@ class _Images:
         from agent.engines.images import NoImage
 
         name, containers = self._engine.name, self._containers
-        if name not in containers.catalog.engines:
+        if name not in containers.catalog.engines and not self._request.spec.image:
             return
         if containers.problem:
             self._reject("runtime", f"no image of {name} can be run: {containers.problem}")
@@ -149,7 +155,12 @@ class _Images:
 
     def _located(self, accelerator: str, devices: list[Device], only: frozenset[str] | None) -> Located:
         host = image_host(self._request.inventory, accelerator, [device.id for device in devices])
-        choice = self._containers.catalog.choose(self._engine.name, host, self._containers.rules)
+        catalog, rules = self._containers.catalog, self._containers.rules
+        choice = (
+            catalog.named(self._engine.name, self._request.spec.image, host, rules)
+            if self._request.spec.image
+            else catalog.choose(self._engine.name, host, rules)
+        )
         argv = choice.command or self._container.command
         return Located(argv, choice.image.tag, "image", frozenset({accelerator}), image=choice, only=only)
 
@@ -177,9 +188,11 @@ def runtime_reason(request: PlanRequest, engine: Engine, located: Located) -> Re
     runtime = "docker" if located.image is not None else "process"
     if request.spec.runtime != "auto":
         return Reason("runtime", runtime, "from-spec", "the spec says so")
+    if request.spec.image:
+        return Reason("runtime", runtime, "from-spec", "the spec names an image")
     if located.image is not None:
         return Reason("runtime", runtime, *_why_a_container(request, engine.name))
-    if "process" in engine.capabilities.runtimes:
+    if engine.capabilities.native:
         return Reason("runtime", runtime, "computed", "the engine runs natively")
     return Reason("runtime", "docker", "computed", "the engine is published as an image only")
 

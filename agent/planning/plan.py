@@ -53,7 +53,7 @@ class MemoryBudget:
         """The whole budget: what is claimed, or the sum of all terms and of their uncertainties."""
         if self.claimed is not None:
             return self.claimed
-        return sum(term.bytes + term.uncertainty for term in self.terms)
+        return sum([term.bytes + term.uncertainty for term in self.terms])
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, cached_property
 from types import MappingProxyType
 
 from agent.engines.base import Engine, Hardware
@@ -164,7 +164,7 @@ class Ranking:
         published = _PUBLISHERS.get(chosen.candidate.option.trust, "")
         return f"the first that fits, in the order of {self._computing}" + (f"; {published}" if published else "")
 
-    @property
+    @cached_property
     def purpose(self) -> str:
         return f"on {self.hardware}" if self.aim == "auto" else f"for {self.aim} on {self.hardware}"
 
@@ -216,7 +216,8 @@ def generation(best: Device | None) -> Generation:
         ((10, 0), Generation.BLACKWELL), ((9, 0), Generation.HOPPER), ((8, 9), Generation.ADA),
         ((8, 0), Generation.AMPERE),
     )  # fmt: skip
-    return next((name for least, name in steps if capability(best) >= least), Generation.TURING)
+    able = capability(best)
+    return next((name for least, name in steps if able >= least), Generation.TURING)
 
 
 def capability(device: Device) -> tuple[int, int]:

@@ -7,9 +7,12 @@ where nobody insists, the largest sets; then the CPU. Never devices of two kinds
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from math import ceil
+from operator import attrgetter
 
 from agent.engines.base import Located, RanksEngine, Support
 from agent.models.profile import Group
@@ -34,6 +37,7 @@ from agent.planning.telling import (
     capacity_reason,
     devices_reason,
     limit_reasons,
+    pool_told,
     shape_reason,
     shortage,
     too_heavy,
@@ -86,19 +90,21 @@ class Ranks:
         flags = {argument.partition("=")[0] for argument in self.request.spec.extra_args}
         if flags & self.engine.capabilities.sharing_flags:
             way = replace(way, doubt=way.doubt or "extra_args ask for what takes memory of the cache")
-        choice, host = self._choice_of(way), self._host(way)
+        choice, host, each, held = self._choice_of(way), self._host(way), budgets(way), capacity(way)
+        pool = pool_told(way, held)
+        reasons = limit_reasons(self.request, way, choice, self.shared, pool)
         return Fitted(
-            choice=replace(choice, limits=way.limits, reasons=limit_reasons(self.request, way, choice, self.shared)),
-            layout=Layout(way.offers, way.placement, (host, *budgets(way))),
+            choice=replace(choice, limits=way.limits, reasons=reasons),
+            layout=Layout(way.offers, way.placement, (host, *each)),
             devices=devices_reason(self.request, self.found, way),
             reasons=(
                 *shape_reason(way, self.shapes),
                 *numa_reason(self.request, [offer.device for offer in way.offers]),
-                *budget_reasons(way, host, self.supply.free),
-                capacity_reason(self.request, way),
+                *budget_reasons(way, each, host, self.supply.free),
+                capacity_reason(self.request, held, pool),
             ),
             rejected=(*self.found.rejected, *self._passed_over(way)),
-            capacity=capacity(way),
+            capacity=held,
             assured=way.assured,
             whole=bool(way.offers) or not self.supply.devices,
         )
@@ -121,17 +127,21 @@ class Ranks:
             yield from self._on_devices(wish, smallest_first=True)
             if workload.concurrency is not None:
                 yield from self._on_devices(self._wish(None), smallest_first=False)
-            yield from self._on_devices(self._least(), smallest_first=False)
+            yield from self._on_devices(self._least, smallest_first=False)
         if self.on_host:
             trial = HostTrial(self.subject, self._choice(None), _placed(()), self.supply.free.bytes)
-            for wish in (self._wish(None), self._least()):
+            for wish in (self._wish(None), self._least):
                 yield self._remembered(trial.solved(wish))
 
     def _is_futile(self) -> bool:
         """Whether not even the least fits anywhere. Found out first where nobody reads how much is missing."""
         if not self.supply.brief:
             return False
-        return all(way.missing for way in self._on_devices(self._least(), smallest_first=False))
+        return not any(
+            self._holds(most, shape, self._least)
+            for sets, shape in self._places(smallest_first=False)
+            for *_, most in _by_kind(sets).values()
+        )
 
     @property
     def _fixed(self) -> frozenset[str]:
@@ -145,6 +155,7 @@ class Ranks:
         kept = self._fixed | {name for name, hint in hints if hint is not None}
         return Wish(self._shortest(COMFORTABLE, kept), kept, requests=requests)
 
+    @cached_property
     def _least(self) -> Wish:
         """What nobody would call less than asked for."""
         return Wish(self._shortest(SHORTEST_DEFAULT, self._fixed), self._fixed, fewest=1)
@@ -154,12 +165,15 @@ class Ranks:
         return wanted if "max_model_len" in kept else min(wanted, least)
 
     def _on_devices(self, wish: Wish, *, smallest_first: bool) -> Iterator[Way]:
+        yield from self._tries(self._places(smallest_first=smallest_first), wish)
+
+    def _places(self, *, smallest_first: bool) -> Iterator[tuple[Sequence[Alike], Shape]]:
         """All devices share each layer, where fast links join them or none; then in stages, the fewest that do; then
         those that share each layer over slow links between islands.
         """
-        yield from self._tries(self._whole(smallest_first=smallest_first), wish)
-        yield from self._tries(self._staged(smallest_first=smallest_first), wish)
-        yield from self._tries(self._whole(smallest_first=smallest_first, over_islands=True), wish)
+        yield from self._whole(smallest_first=smallest_first)
+        yield from self._staged(smallest_first=smallest_first)
+        yield from self._whole(smallest_first=smallest_first, over_islands=True)
 
     def _tries(self, places: Iterable[tuple[Sequence[Alike], Shape]], wish: Wish) -> Iterator[Way]:
         for sets, shape in places:
@@ -205,22 +219,28 @@ class Ranks:
                 yield from self._tried(self.sets.alike(replicas.devices), replicas, wish)
 
     def _tried(self, sets: Sequence[Alike], shape: Shape, wish: Wish) -> Iterator[Way]:
-        """On sets of one size. Less memory never holds what more does not: once one of a kind was too small, the one
-        with the most is looked at, and if it is too small no other.
-        """
-        too_small: dict[object, bool] = {}  # by kind: whether the one with the most is
+        """On those of the sets, all of one size, that have enough memory."""
+        enough = {kind: self._enough(alike, shape, wish) for kind, alike in _by_kind(sets).items()}
         for place in sets:
-            if too_small.get(place.kind):
-                continue
-            way = self._way(place, shape, wish)
-            if way is not None:
+            least = enough[place.kind]
+            if least is not None and place.free >= least and (way := self._way(place, shape, wish)) is not None:
                 yield self._remembered(way)
-            if (way is None or way.missing) and place.kind not in too_small:
-                most = max((other for other in sets if other.kind == place.kind), key=lambda other: other.free)
-                best = way if most is place else self._way(most, shape, wish)
-                too_small[place.kind] = best is None or bool(best.missing)
-                if best is not None and best.missing:
-                    self._remembered(best)
+
+    def _enough(self, alike: Sequence[Alike], shape: Shape, wish: Wish) -> int | None:
+        """Bytes of each device that hold it; None: it is too large for all of them. Less memory never holds what more
+        does not, so the most is looked at first, and then no more than it takes to find the least.
+        """
+        *others, most = alike
+        if not self._holds(most, shape, wish):
+            return None
+        first = bisect_left(others, True, key=lambda place: self._holds(place, shape, wish))
+        return alike[first].free
+
+    def _holds(self, place: Alike, shape: Shape, wish: Wish) -> bool:
+        way = self._way(place, shape, wish)
+        if way is not None and way.missing:
+            self._remembered(way)
+        return way is not None and not way.missing
 
     def _way(self, place: Alike, shape: Shape, wish: Wish) -> Way | None:
         """None where no limits help: the weights alone are too large, or it was seen before."""
@@ -241,7 +261,9 @@ class Ranks:
                 self._trials[key] = Trial(self.subject, self._choice(group[0]), group, _placed(group, shape), free)
             way = self._trials[key].solved(wish)
             self._ways[key, wish] = way
-            if wish.requests is None and way.missing > way.spendable:
+            # What is missing for many requests at the same time says nothing of a single one.
+            alone = wish.requests is None and not wish.tokens
+            if alone and way.missing and (way.missing > way.spendable or wish is self._least):
                 self._hopeless.add(key)
         elif way.offers != group:
             way = replace(way, offers=group, placement=_placed(group, shape))
@@ -324,10 +346,11 @@ class Ranks:
     def _passed_over(self, way: Way | None) -> Iterable[Rejected]:
         if self.request.spec.devices != "auto":
             return
-        chosen = way.offers if way is not None else ()
-        tightest = min((offer.free for offer in chosen), default=None)
+        taken = way.offers if way is not None else ()
+        chosen = {offer.device.id for offer in taken}
+        tightest = min((offer.free for offer in taken), default=None)
         for offer in self.found.usable:
-            if offer in chosen:
+            if offer.device.id in chosen:
                 continue
             where = f"{label(offer.device)}: {offer}"
             if tightest is None or offer.free < tightest:
@@ -344,6 +367,14 @@ def _runs_on_host(request: PlanRequest, located: Located, support: Support | Non
     # Of images there are others, for devices: who has some does not want the CPU unasked.
     nothing_else = not supply.devices or (located.accelerators == {_CPU} and located.image is None)
     return request.spec.devices == _CPU or (request.spec.devices == "auto" and nothing_else)
+
+
+def _by_kind(sets: Iterable[Alike]) -> dict[object, list[Alike]]:
+    """Those with the least memory first; of those with as much, the first."""
+    found: dict[object, dict[int, Alike]] = {}
+    for place in sets:
+        found.setdefault(place.kind, {}).setdefault(place.free, place)
+    return {kind: sorted(alike.values(), key=attrgetter("free")) for kind, alike in found.items()}
 
 
 def _placed(group: tuple[Offer, ...], shape: Shape | None = None) -> Placement:

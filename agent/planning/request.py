@@ -30,6 +30,9 @@ class DeviceState:
     released: int = 0  # what this deployment's running instance gives back before the new one starts
 
 
+IDLE = DeviceState()
+
+
 @dataclass(frozen=True, slots=True)
 class Option:
     """One variant that the model reference can mean: weights, and what they are."""

@@ -2,8 +2,9 @@
 
 Sources: vLLM's `config/model.py` (`verify_with_parallel_config`), `model_executor/layers/linear.py`,
 `layers/vocab_parallel_embedding.py` and `layers/quantization/` (`fp8.py`, `awq_marlin.py`, `gptq_marlin.py`); SGLang's
-files of the same names. Groups of quantized weights are never cut: vLLM refuses to load them (its issues 1816, 13640,
-21695), so that Qwen pads what it publishes (29568 to 29696 in its quantized 72B: QwenLM/Qwen3 issue 578).
+files of the same names; TensorRT-LLM's `mapping.py` and `_torch/modules/fused_moe/` (the number of experts divides).
+Groups of quantized weights are never cut: vLLM refuses to load them (its issues 1816, 13640, 21695), so that Qwen pads
+what it publishes (29568 to 29696 in its quantized 72B: QwenLM/Qwen3 issue 578).
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from agent.engines.base import Located
 from agent.hardware.inventory import Device
 from agent.planning.amounts import free_memory
 from agent.planning.devices import Offers, Sets, offers
 from agent.planning.limits import POOLING_TASKS
-from agent.planning.request import DeviceState, PlanRequest
+from agent.planning.request import IDLE, PlanRequest
 
 
 class Supply:
@@ -22,7 +23,7 @@ class Supply:
         self._offers: dict[tuple[object, ...], Offers] = {}
         self._sets: dict[tuple[int, ...], Sets] = {}  # by the identity of what is offered, which lives as long
 
-    @property
+    @cached_property
     def devices(self) -> Sequence[Device]:
         """Those that a plan may take, whatever the engine."""
         request = self.request
@@ -31,7 +32,7 @@ class Supply:
         return [
             device
             for device in request.inventory.devices
-            if device.id not in self.spared and not request.devices.get(device.id, _IDLE).unavailable
+            if device.id not in self.spared and not request.devices.get(device.id, IDLE).unavailable
         ]
 
     def offers(self, located: Located, utilization: float, asked: str | Sequence[str] | None = None) -> Offers:
@@ -51,9 +52,6 @@ class Supply:
         return known
 
 
-_IDLE = DeviceState()
-
-
 def _spared(request: PlanRequest) -> frozenset[str]:
     """Devices that `auto` leaves to models that generate: embeddings and scores would take their memory and time. Those
     that another deployment is on, and the largest ones, which could serve generation best.
@@ -65,5 +63,5 @@ def _spared(request: PlanRequest) -> frozenset[str]:
     return frozenset(
         device.id
         for device in devices
-        if device.memory_bytes == largest or request.devices.get(device.id, _IDLE).reserved
+        if device.memory_bytes == largest or request.devices.get(device.id, IDLE).reserved
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from agent.planning.amounts import Free, gib
@@ -33,8 +33,8 @@ def capacity(way: Way) -> Capacity:
     )
 
 
-def budgets(way: Way) -> Iterator[MemoryBudget]:
-    """Of each device."""
+def budgets(way: Way) -> tuple[MemoryBudget, ...]:
+    """Of each device: all have the same terms."""
     estimate = way.estimate
     terms = [*estimate.terms]
     if estimate.pool is not None:
@@ -43,9 +43,13 @@ def budgets(way: Way) -> Iterator[MemoryBudget]:
         terms.append(estimate.beyond)
     if way.context:
         terms.append(MemoryTerm(CONTEXT, way.context, "driver and libraries, before the engine counts"))
-    for offer in way.offers:
-        unified = offer.device.memory_kind == "unified"
-        yield MemoryBudget(offer.device.id, tuple(terms), unified=unified, claimed=way.claimed, free=offer.free)
+    each = tuple(terms)
+    return tuple(
+        MemoryBudget(
+            offer.device.id, each, unified=offer.device.memory_kind == "unified", claimed=way.claimed, free=offer.free
+        )
+        for offer in way.offers
+    )
 
 
 def cache(way: Way) -> MemoryTerm:
@@ -53,34 +57,40 @@ def cache(way: Way) -> MemoryTerm:
     return replace(pool, name=CACHE, bytes=max(0, pool.bytes), uncertainty=0)
 
 
-def limit_reasons(request: PlanRequest, way: Way, choice: Choice, shared: Reason) -> dict[str, Reason]:
-    """By field. `shared`: why the engine's share would be what was asked for."""
-    where = "on each device" if way.offers else "of host memory"
-    estimate, limits = way.estimate, way.limits
-    active = [term for term in estimate.terms if term.name in _ACTIVE]
-    costs = {
-        "max_model_len": f"one request of that length takes {gib(estimate.needed)} GiB of cache {where}",
-        "kv_cache_dtype": f"a token takes {estimate.bytes_per_token / 1024:.4g} KiB of cache {where}",
-        "max_num_seqs": f"{', '.join(f'{t.name} {gib(t.bytes)} GiB' for t in active)} {where}, which the cache lacks",
-    }
+def limit_reasons(request: PlanRequest, way: Way, choice: Choice, shared: Reason, pool: str) -> dict[str, Reason]:
+    """By field. `shared`: why the engine's share would be what was asked for. `pool`: what the cache has."""
+    asked = any(reason.code == "from-spec" for reason in choice.reasons.values())
+    limits, costs = way.limits, _costs(way) if asked else {}
     found = {}
     for field, reason in choice.reasons.items():
         name = field.removeprefix("limits.")
         before, after = getattr(choice.limits, name), getattr(limits, name)
         if name != "gpu_memory_utilization" and before != after:
-            found[field] = Reason(field, str(after), "computed", f"reduced from {before} to fit: {_pool(way)}")
+            found[field] = Reason(field, str(after), "computed", f"reduced from {before} to fit: {pool}")
         elif reason.code == "from-spec" and name in costs:
             found[field] = replace(reason, sentence=f"{reason.sentence}; {costs[name]}")
         else:
             found[field] = reason
     if way.offers:
-        found["limits.gpu_memory_utilization"] = _share_reason(request, way, choice.utilization, shared)
+        found["limits.gpu_memory_utilization"] = _share_reason(request, way, choice.utilization, shared, pool)
     return found
 
 
-def _share_reason(request: PlanRequest, way: Way, asked: float, shared: Reason) -> Reason:
+def _costs(way: Way) -> dict[str, str]:
+    """What limits take, by their names."""
+    where = "on each device" if way.offers else "of host memory"
+    estimate = way.estimate
+    active = [term for term in estimate.terms if term.name in _ACTIVE]
+    return {
+        "max_model_len": f"one request of that length takes {gib(estimate.needed)} GiB of cache {where}",
+        "kv_cache_dtype": f"a token takes {estimate.bytes_per_token / 1024:.4g} KiB of cache {where}",
+        "max_num_seqs": f"{', '.join(f'{t.name} {gib(t.bytes)} GiB' for t in active)} {where}, which the cache lacks",
+    }
+
+
+def _share_reason(request: PlanRequest, way: Way, asked: float, shared: Reason, pool: str) -> Reason:
     share = way.limits.gpu_memory_utilization or 0.0
-    sizes = f"{gib(int(share * shown(way.offers[0])))} GiB of each device, of which the cache has {_pool(way)}"
+    sizes = f"{gib(int(share * shown(way.offers[0])))} GiB of each device, of which the cache has {pool}"
     if share == asked:
         return replace(shared, value=str(share), sentence=f"{shared.sentence}; {sizes}")
     workload = request.spec.workload
@@ -93,8 +103,8 @@ def _share_reason(request: PlanRequest, way: Way, asked: float, shared: Reason) 
     return Reason(shared.field, str(share), "computed", f"{why}: {sizes}")
 
 
-def _pool(way: Way) -> str:
-    held = capacity(way)
+def pool_told(way: Way, held: Capacity) -> str:
+    """What the cache has."""
     size = gib(cache(way).bytes)
     return f"{size} GiB: {held.kv_tokens} tokens, {held.requests:g} requests of {way.limits.max_model_len} tokens"
 
@@ -143,15 +153,17 @@ def shape_reason(way: Way, shapes: Shapes) -> Iterator[Reason]:
     yield Reason("placement", str(shape), "computed", "; ".join(parts))
 
 
-def budget_reasons(way: Way, host: MemoryBudget, free: Free) -> Iterator[Reason]:
+def budget_reasons(way: Way, each: Sequence[MemoryBudget], host: MemoryBudget, free: Free) -> Iterator[Reason]:
+    """`each`: of the devices."""
     yield Reason("budgets.host", str(host.bytes), "computed", f"needs {_terms(host)}; {free}")
-    for budget, offer in zip(budgets(way), way.offers, strict=True):
-        yield Reason(f"budgets.{budget.pool}", str(budget.bytes), "computed", f"takes {_terms(budget)}; {offer}")
+    taken = _terms(each[0]) if each else ""
+    for budget, offer in zip(each, way.offers, strict=True):
+        yield Reason(f"budgets.{budget.pool}", str(budget.bytes), "computed", f"takes {taken}; {offer}")
 
 
-def capacity_reason(request: PlanRequest, way: Way) -> Reason:
-    held, workload = capacity(way), request.spec.workload
-    sentence = f"the cache has {_pool(way)}"
+def capacity_reason(request: PlanRequest, held: Capacity, pool: str) -> Reason:
+    workload = request.spec.workload
+    sentence = f"the cache has {pool}"
     if not held.assured:
         sentence += f"; not assured: {held.doubt}"
     if workload.concurrency and workload.context_tokens and held.requests < workload.concurrency:

@@ -69,17 +69,21 @@ class Trial(Joint):
         return found
 
     def _at(self, limits: Limits, most: float) -> Way:
-        share = self.choice.utilization if self._fixed else min(self.choice.utilization, most, self._share(0))
-        guess = share if self._fixed else min(share, max(0.0, self._share(self._subject.beyond)))
-        found = self._estimated(limits, guess)
+        room = self._room
+        share = self.choice.utilization if self._fixed else min(self.choice.utilization, most, self._share(room))
+        guess = share if self._fixed else min(share, max(0.0, self._share(room - self._subject.beyond)))
+        tried = replace(limits, gpu_memory_utilization=guess)
+        found = self._estimated(tried, room)
         if not self._subject.counts_context and found.term(CONTEXT) is not None:
             self._subject.counts_context = True
             return self._at(limits, most)
         if not self._fixed:
-            self._subject.beyond = _most(found.beyond)
-            share = min(share, max(0.0, self._share(self._subject.beyond)))
-            found = found if share == guess else self._estimated(limits, share)
-        return self._way(replace(limits, gpu_memory_utilization=share), found)
+            self._subject.beyond = beyond = _most(found.beyond)
+            share = min(share, max(0.0, self._share(room - beyond)))
+            if share != guess:
+                tried = replace(limits, gpu_memory_utilization=share)
+                found = self._estimated(tried, room)
+        return self._way(tried, found, room)
 
     def no_larger(self, way: Way, wish: Wish) -> Way:
         """No more than the workload needs, where it says how much that is: others can have the rest."""
@@ -105,16 +109,15 @@ class Trial(Joint):
     def _room(self) -> int:
         return max(0, self._free - self._context)
 
-    def _share(self, beyond: int) -> float:
-        """The largest share that leaves room for what is taken on top of it."""
-        return floor((self._room - beyond) / self._total * _PARTS) / _PARTS
+    def _share(self, size: int) -> float:
+        """The largest share of no more bytes."""
+        return floor(size / self._total * _PARTS) / _PARTS
 
-    def _estimated(self, limits: Limits, share: float) -> Estimate:
+    def _estimated(self, limits: Limits, room: int) -> Estimate:
         best = self._group[0].device
-        card = Card(
-            self._total, max(1, self._room), best.name, capability(best), best.vendor, best.memory_kind == "unified"
-        )
-        limits = replace(limits, gpu_memory_utilization=max(share, 1 / _PARTS))
+        card = Card(self._total, max(1, room), best.name, capability(best), best.vendor, best.memory_kind == "unified")
+        if (limits.gpu_memory_utilization or 0.0) < 1 / _PARTS:
+            limits = replace(limits, gpu_memory_utilization=1 / _PARTS)
         found = self._subject.estimate(limits, self._placement, card)
         return found if not self._subject.experience else self._measured(found, limits, self._subject.experience)
 
@@ -137,12 +140,12 @@ class Trial(Joint):
             concurrency=max(0, size) / found.needed if found.needed else 0.0,
         )  # fmt: skip
 
-    def _way(self, limits: Limits, found: Estimate) -> Way:
+    def _way(self, limits: Limits, found: Estimate, room: int) -> Way:
         share = limits.gpu_memory_utilization or 0.0
-        named = sum(term.bytes for term in found.terms) + (found.pool.bytes if found.pool is not None else 0)
+        named = sum([term.bytes for term in found.terms]) + (found.pool.bytes if found.pool is not None else 0)
         budget = max(int(share * self._total), named)
         least, most = budget + (found.beyond.bytes if found.beyond is not None else 0), budget + _most(found.beyond)
-        room, missing, doubt = self._room, 0, ""
+        context, missing, doubt = self._context, 0, ""
         if least > room:
             missing = least - room
         elif found.verdict == Verdict.UNSURE or most > room:
@@ -157,8 +160,7 @@ class Trial(Joint):
             missing = max(missing, 1, -(found.pool.bytes if found.pool is not None else 0) + found.needed)
         claimed = min(most, room) if not missing else most
         return Way(
-            self._group, self._placement, limits, found, room + self._context, claimed + self._context, self._context,
-            missing, doubt,
+            self._group, self._placement, limits, found, room + context, claimed + context, context, missing, doubt
         )  # fmt: skip
 
 

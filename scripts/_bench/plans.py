@@ -30,7 +30,9 @@ COLD_SECONDS = 60.0
 
 QWEN_8B, LLAMA_70B, R1 = "Qwen/Qwen3-8B", "meta-llama/Llama-3.3-70B-Instruct", "deepseek-ai/DeepSeek-R1"
 #: One or a few variants on one to eight devices: model, quantizations, hardware, more of the spec.
-_Case = tuple[str, tuple[str, ...], str, Mapping[str, Any]]
+_Case = tuple[str, tuple[str, ...], str | Mapping[str, Any], Mapping[str, Any]]
+#: Sixteen devices of which others use more or less, so that no two sets of them are alike.
+UNEVEN = {"devices": [{"model": "h100-sxm", "memory_used": (7 * number % 50) << 30} for number in range(16)]}
 TYPICAL: tuple[_Case, ...] = (
     (QWEN_8B, ("Q4_K_M",), "rtx3060", {}),
     (QWEN_8B, ("Q4_K_M",), "rtx4090", {"devices": "cpu"}),
@@ -41,7 +43,7 @@ TYPICAL: tuple[_Case, ...] = (
     (LLAMA_70B, ("awq",), "rtx3090:2", {}),
     (LLAMA_70B, ("awq",), "a6000", {"limits": {"max_model_len": 8192}}),
 )
-#: Much that does not fit, all variants that are published, many devices.
+#: Much that does not fit, all variants that are published, many devices, some of them in use.
 HARD: tuple[_Case, ...] = (
     (R1, (), "h100-sxm:8", {}),
     (R1, ("Q4_K_M",), "rtx3090:16", {}),
@@ -50,6 +52,7 @@ HARD: tuple[_Case, ...] = (
     ("meta-llama/Llama-3.1-405B-Instruct", (), "rtx4090:2", {}),
     ("Qwen/Qwen3-Coder-480B-A35B-Instruct", (), "h100-sxm:8", {}),
     (LLAMA_70B, (), "rtx4090:8", {"workload": {"concurrency": 64, "context_tokens": 32768}}),
+    ("moonshotai/Kimi-K2.5", (), UNEVEN, {}),
 )
 
 

@@ -142,6 +142,14 @@ def test_the_drawing_is_valid_xml_with_a_rectangle_for_each_part(ctl: Invoke) ->
     assert sum(widths) == pytest.approx(3 * 760, abs=0.1)  # the devices' bar, and two of hosts
 
 
+def test_a_comparison_says_where_ranks_have_whole_experts(ctl: Invoke, plans: dict[str, Planned]) -> None:
+    whole = replace(ON_TWO, deployment="m", placement=Placement("cuda", tensor=2, pipeline=2, experts=True))
+    plans["m"] = replace(TWO, plan=whole)
+    done = ctl("plan", "--compare", "qwen3-8b", "/m.gguf", env={"COLUMNS": "200"})
+    line = next(line for line in done.stdout.splitlines() if line.startswith("parallelism"))
+    assert re.split(r"\s{2,}", line) == ["parallelism", "tensor 2", "tensor 2 with whole experts x pipeline 2"]
+
+
 @pytest.mark.usefixtures("plans")
 def test_a_comparison_fails_only_where_nothing_fits(ctl: Invoke, tmp_path: Path) -> None:
     spec = tmp_path / "large.yaml"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -128,6 +130,18 @@ def test_an_executable_is_asked_once_for_its_options(tmp_path: Path) -> None:
     assert {"--option-0", "--option-19", "--it"} <= found
     assert (tmp_path / "log").read_text() == "asked\n"
     assert executables.options(replace(located, version="2")) is None  # the engine behind it may be another
+
+
+def test_those_that_ask_at_the_same_time_ask_once(tmp_path: Path) -> None:
+    located, together = _lister(tmp_path, 0), Barrier(8)
+
+    def learn(_: int) -> frozenset[str] | None:
+        together.wait(20)
+        return executables.learn(located, 20)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert len(set(threads.map(learn, range(8)))) == 1
+    assert (tmp_path / "log").read_text() == "asked\n"
 
 
 def test_an_answer_that_takes_long_is_not_waited_for_and_is_there_later(tmp_path: Path) -> None:

@@ -87,9 +87,23 @@ def test_deployments_of_one_name_share_its_requests() -> None:
 
 def test_other_tasks_are_forwarded_by_their_own_names_alone() -> None:
     config = configured(PLAN, VECTORS, SCORES, LARGE)
-    assert routes(config) == {"bge": ["http://127.0.0.1:8103/v1"], "org/large": ["http://127.0.0.1:8100/v1"],
-                              "any": ["http://127.0.0.1:8100/v1"]}  # fmt: skip
+    assert routes(config) == {
+        "bge": ["http://127.0.0.1:8103/v1"], "rank": ["http://127.0.0.1:8104/v1"],
+        "org/large": ["http://127.0.0.1:8100/v1"], "any": ["http://127.0.0.1:8100/v1"],
+    }  # fmt: skip
     assert config["router_settings"]["fallbacks"] == []
+
+
+def test_rerankers_are_reached_as_a_server_that_has_the_call() -> None:
+    """OpenAI's API has none for it."""
+    gateway = replace(PLAN, task="rerank")
+    config = configured(gateway, LARGE, SCORES, replace(SCORES, deployment="more", model="rank-2"))
+    by_name = {entry["model_name"]: entry["litellm_params"]["model"] for entry in config["model_list"]}
+    assert by_name == {
+        "org/large": "openai/org/large", "rank": "hosted_vllm/rank", "rank-2": "hosted_vllm/rank-2",
+        "any": "hosted_vllm/rank",
+    }  # fmt: skip
+    assert config["router_settings"]["fallbacks"] == [{"rank": ["rank-2"]}, {"any": ["rank-2"]}]
 
 
 def test_a_back_end_may_have_the_gateways_name() -> None:
@@ -142,6 +156,12 @@ def test_it_is_planned_on_any_node_with_host_memory_alone(hardware: str) -> None
     assert (plan.engine, plan.devices, plan.variant.bytes) == ("litellm", (), 0)
     assert [budget.pool for budget in plan.budgets] == ["host"]
     assert 300 << 20 < plan.host_bytes < 600 << 20
+
+
+@pytest.mark.parametrize("task", sorted(LiteLLM.capabilities.tasks))
+def test_it_is_planned_for_each_task_that_it_forwards(task: str) -> None:
+    plan = made(ask([Option(profile("a,b"), "gateway:a,b")], "cpu", model="gateway:a,b", task=task))
+    assert (plan.engine, plan.task, plan.limits.max_num_seqs) == ("litellm", task, 256)
 
 
 def test_no_engine_that_computes_is_taken_for_a_gateway() -> None:

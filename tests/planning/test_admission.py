@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from agent.engines import ENGINES
+from agent.engines.base import Engine
 from agent.planning.admission import admit
 from agent.settings import Policy
 from agent.spec import parse_spec
 
 LLAMA_CPP = {"llama.cpp": ENGINES["llama.cpp"]}
+IMAGE = {"image": "registry.example.com/ours/engine:v9"}
 
 
-def violations(policy: dict[str, Any] | None = None, **fields: Any) -> dict[str, str]:
+def violations(
+    policy: dict[str, Any] | None = None, engines: Mapping[str, Engine] = LLAMA_CPP, **fields: Any
+) -> dict[str, str]:
     spec = parse_spec({"name": "d", "model": "file:/m.gguf"} | fields)
-    return {found.field: found.rule for found in admit(spec, Policy.model_validate(policy or {}), LLAMA_CPP)}
+    return {found.field: found.rule for found in admit(spec, Policy.model_validate(policy or {}), engines)}
 
 
 def test_a_plain_spec_is_admitted() -> None:
@@ -65,6 +70,14 @@ def test_a_broken_rule_names_its_field_and_what_is_valid(
 
     assert list(found) == [field]
     assert words in found[field]
+
+
+def test_an_image_is_for_an_engine_and_a_node_with_containers() -> None:
+    named: dict[str, Any] = {"engine": "llama.cpp", **IMAGE}
+    assert violations(**named) == {}
+    assert "allows no containers" in violations({"runtimes": ["process"]}, **named)["image"]
+    native = violations(None, {"ctranslate2": ENGINES["ctranslate2"]}, engine="ctranslate2", image=IMAGE["image"])
+    assert "ctranslate2 is not run in containers" in native["image"]
 
 
 def test_allowed_flags_pass_with_their_values() -> None:

@@ -165,7 +165,34 @@ def test_heads_that_do_not_divide_make_stages() -> None:
     assert "10 KV heads neither divide by 4 nor do they divide it" in sentence(answer, "placement")
 
 
-@pytest.mark.parametrize(("engine", "tensor", "experts"), [("vllm", 8, True), ("tensorrt-llm", 4, False)])
+@pytest.mark.parametrize("hardware", ["a6000", "rtx3090:2"])
+def test_more_requests_than_the_cache_holds_at_once_wait_and_refuse_nothing(hardware: str) -> None:
+    """200 at a time, of a length that nobody says: there is room for some of them, which is enough to start."""
+    answer = made(ask(AWQ_8B, hardware, workload={"concurrency": 200}))
+
+    assert answer.limits.max_num_seqs == 200
+    assert answer.capacity is not None
+    assert answer.capacity.assured
+
+
+def test_of_devices_with_uneven_memory_the_least_that_is_enough_is_taken() -> None:
+    """A search by halves finds what looking at each would."""
+    used = [20, 3, 17, 9, 14, 6, 19, 12]
+    limits = {"max_model_len": 8192, "max_num_seqs": 8}
+    answers = [
+        plan(ask(AWQ_8B, "rtx4090", engine="vllm", limits=limits, states={"GPU-sim-0": in_use(size)})) for size in used
+    ]
+    enough = [size for size, one in zip(used, answers, strict=True) if isinstance(one, Plan)]
+    states = {f"GPU-sim-{number}": in_use(size) for number, size in enumerate(used)}
+    answer = made(ask(AWQ_8B, "rtx4090:8", engine="vllm", limits=limits, states=states))
+
+    assert min(used) < max(enough) < max(used)
+    assert answer.devices == (f"GPU-sim-{used.index(max(enough))}",)
+
+
+@pytest.mark.parametrize(
+    ("engine", "tensor", "experts"), [("vllm", 8, True), ("tensorrt-llm", 8, True), ("tgi", 4, False)]
+)
 def test_blocks_of_a_quantization_stay_whole_on_a_rank(engine: str, tensor: int, experts: bool) -> None:
     """Experts 1536 wide in blocks of 128: 8 ranks would cut blocks, unless each has whole experts."""
     options = published("Qwen/Qwen3-235B-A22B", "fp8-block")

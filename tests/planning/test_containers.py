@@ -126,6 +126,64 @@ def test_images_that_the_policy_refuses_are_not_planned(rules: ImageRules, code:
     assert refusal.diagnosis.code == code
 
 
+OWN = "registry.example.com/ours/vllm:v9"
+PIN = "sha256:" + "a" * 64
+
+
+def test_an_image_of_the_spec_is_taken_over_the_catalogs() -> None:
+    answer = made(question(AWQ_8B, "h100-sxm", engine="vllm", image=f"{OWN}@{PIN}"))
+
+    assert answer.image is not None
+    assert (answer.runtime, answer.image.name, answer.image.digest) == ("docker", OWN, PIN)
+    assert answer.binary == ("vllm",)
+    assert answer.devices
+    assert sentence(answer, "image") == "set in the spec; no catalog knows it"
+    assert sentence(answer, "runtime") == "the spec names an image"
+
+
+def test_what_a_catalog_knows_of_an_image_of_the_spec_holds() -> None:
+    machine = {"devices": [{"model": "rtx4090"}], "driver": {"nvidia": "550.54.15", "cuda": "12.4"}}
+    older = made(question(AWQ_8B, machine, engine="vllm", image="docker.io/vllm/vllm-openai:v0.31.0-cu129"))
+    assert older.image is not None
+    assert older.image.environment == {"NVIDIA_DISABLE_REQUIRE": "1"}
+    assert sentence(older, "image") == "set in the spec"
+
+    newer = refused(question(AWQ_8B, machine, engine="vllm", image="docker.io/vllm/vllm-openai:v0.33.0"))
+    assert newer.diagnosis.code == DiagnosisCode.DRIVER_UNSUPPORTED
+    assert "driver 550.54.15 cannot run the CUDA 13.0 image" in newer.diagnosis.message
+
+
+def test_an_engine_without_images_in_the_catalog_gets_the_one_of_the_spec() -> None:
+    answer = made(question(AWQ_8B, "h100-sxm", engine="nim", image="nvcr.io/nim/qwen/qwen3-8b:1"))
+    assert answer.image is not None
+    assert answer.image.repository == "nvcr.io/nim/qwen/qwen3-8b"
+
+
+@pytest.mark.parametrize(
+    ("image", "rules", "allowed"),
+    [
+        (OWN, ImageRules(repositories=("docker.io/vllm",)), False),
+        (OWN, ImageRules(repositories=("registry.example.com",)), True),
+        (OWN, ImageRules(require_digest=True), False),
+        (f"{OWN}@{PIN}", ImageRules(require_digest=True), True),
+    ],
+)
+def test_the_policy_holds_for_images_of_the_spec(image: str, rules: ImageRules, allowed: bool) -> None:
+    asked = question(AWQ_8B, "h100-sxm", containers=replace(DOCKER, rules=rules), engine="vllm", image=image)
+    if allowed:
+        assert made(asked).runtime == "docker"
+    else:
+        refusal = refused(asked)
+        assert refusal.diagnosis.code == DiagnosisCode.POLICY_DENIED
+        assert f"the spec's image {image} cannot run on this node" in refusal.diagnosis.message
+
+
+def test_an_image_of_the_spec_is_never_replaced_by_an_executable() -> None:
+    native = {"llama.cpp": CUDA_BUILD}
+    refusal = refused(question(GGUF_8B, "cpu", containers=None, located=native, engine="llama.cpp", image=OWN))
+    assert refusal.diagnosis.code == DiagnosisCode.RUNTIME_UNAVAILABLE
+
+
 def test_a_device_without_code_in_the_image_is_left_out() -> None:
     machine = {"devices": [{"model": "v100-32"}, {"model": "a100-80-sxm"}]}
     newer = next(device.id for device in parse(machine).inventory.devices if device.compute_capability == "8.0")

@@ -225,7 +225,15 @@ def test_a_machine_without_devices_is_a_cpu() -> None:
     assert (answer.engine, answer.variant.quantization, answer.devices) == ("llama.cpp", "Q4_K_M", ())
 
 
-@pytest.mark.parametrize(("engine", "flags"), [("vllm", ("--enable-expert-parallel",)), ("sglang", ("--ep-size", "8"))])
+@pytest.mark.parametrize(
+    ("engine", "flags"),
+    [
+        ("vllm", ("--enable-expert-parallel",)),
+        ("sglang", ("--ep-size", "8")),
+        ("tensorrt-llm", ("--ep_size", "8")),
+        ("nim", ("--enable-expert-parallel",)),
+    ],
+)
 def test_experts_whose_blocks_cannot_be_divided_are_whole_on_the_ranks(engine: str, flags: tuple[str, ...]) -> None:
     """2560 wide in blocks of 128: eight slices would be 320 wide."""
     answer = made(ask(published(QWEN_CODER, "fp8-block"), "h100-sxm:8", engine=engine))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from operator import attrgetter
+from operator import attrgetter, le
 
 from agent.models.profile import ModelProfile
 from agent.planning.plan import MemoryTerm
@@ -42,6 +42,7 @@ _BOUNDS = {
     "lora_slots": (0, 4096), "lora_rank": (1, 4096), "speculative": (0, 1024),
 }  # fmt: skip
 _numbers = attrgetter(*_BOUNDS)
+_LEAST, _MOST = zip(*_BOUNDS.values(), strict=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,11 @@ class Request:
 
     def __post_init__(self) -> None:
         """Raises `ValueError` for what no engine could be asked."""
-        for value, (name, (least, most)) in zip(_numbers(self), _BOUNDS.items(), strict=True):
-            if not least <= value <= most:
-                raise ValueError(f"{name} must be {least} to {most}, not {value}")
+        values = _numbers(self)
+        if not (all(map(le, _LEAST, values)) and all(map(le, values, _MOST))):
+            for value, (name, (least, most)) in zip(values, _BOUNDS.items(), strict=True):
+                if not least <= value <= most:
+                    raise ValueError(f"{name} must be {least} to {most}, not {value}")
         if self.utilization is not None and not 0 < self.utilization <= 1:
             raise ValueError(f"utilization must be above 0 and at most 1, not {self.utilization}")
         if not 0 < self.card.total <= 1 << 50:
@@ -125,7 +128,7 @@ def padded(size: int, multiple: int) -> int:
 
 def spread(terms: Sequence[MemoryTerm]) -> int:
     """How far the sum of the terms may be off. They are independent: the root of the sum of squares."""
-    return int(sum(term.uncertainty**2 for term in terms) ** 0.5)
+    return int(sum([term.uncertainty**2 for term in terms]) ** 0.5)
 
 
 @dataclass(frozen=True, slots=True)

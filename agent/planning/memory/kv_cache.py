@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from agent.models.profile import Attention, AttentionKind, ModelProfile
 from agent.planning.memory.base import divided, vector_bytes
@@ -146,9 +147,7 @@ def compressed_layout(profile: ModelProfile, longest: int, batch: int) -> Layout
     tuple_bytes += block // short.compression * index_bytes(short) if short is not None else 0
     layers = sum(ratios.values())
     sizes = [count for ratio, count in ratios.items() if ratio]
-    members = min(
-        range(max(sizes), layers + 1), key=lambda size: (sum(-count % size for count in (layers, *sizes)), -size)
-    )
+    members = _members((layers, *sizes))
     pages = -(-longest // block) + -(-layers // members) * (-(-min(window - 1 + batch, longest) // 64) + 1)
     for ratio in (ratio for ratio in ratios if ratio):
         overlap = 2 if ratio == min(ratio for ratio in ratios if ratio) else 1
@@ -157,6 +156,12 @@ def compressed_layout(profile: ModelProfile, longest: int, batch: int) -> Layout
         inside = 1 << (inside.bit_length() - 1)
         pages += -(-min(overlap * ratio - 1 + batch, longest) // inside) + 1
     return Layout(tuple_bytes * members, pages, block, 3 + len(sizes))
+
+
+@lru_cache(maxsize=64)
+def _members(sizes: tuple[int, ...]) -> int:
+    """Layers of a group, where all layers and those of each ratio are divided with the fewest left over."""
+    return min(range(max(sizes[1:]), sizes[0] + 1), key=lambda size: (sum(-count % size for count in sizes), -size))
 
 
 def _blocks(page: Page, block: int, longest: int, batch: int, states: int) -> int:

@@ -60,6 +60,7 @@ class Layers:
 
 _known: dict[int, Layers] = {}
 _T = TypeVar("_T")
+_MISSING: Any = object()
 
 
 def layers_of(profile: ModelProfile) -> Layers:
@@ -77,9 +78,9 @@ def remembered(profile: ModelProfile, key: tuple[object, ...], make: Callable[[]
     depends on.
     """
     memo = layers_of(profile).memo
-    if key not in memo:
+    found: _T = memo.get(key, _MISSING)
+    if found is _MISSING:
         if len(memo) >= _FACTS:
             memo.clear()
-        memo[key] = make()
-    found: _T = memo[key]
+        found = memo[key] = make()
     return found

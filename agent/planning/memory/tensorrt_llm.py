@@ -33,7 +33,8 @@ def estimate(profile: ModelProfile, request: Request) -> Estimate:
 
 
 def _stage(profile: ModelProfile, request: Request, stage: int) -> Estimate:
-    split = Split(request.tensor, request.tensor, request.tensor, stage, request.pipeline)
+    # `mapping.py`: with as many ranks for experts as share a layer, none of them is sliced (`moe_tp_size` 1).
+    split = Split(request.tensor, request.tensor, request.tensor, stage, request.pipeline, request.expert)
     activations = max(
         forward_bytes(profile, split, request.max_num_batched_tokens), 8 * profile.vocabulary * request.max_num_seqs
     )

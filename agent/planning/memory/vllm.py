@@ -9,8 +9,10 @@ Sources (versions 0.8.5, 0.11, 0.16, 0.21, 0.28 and 0.33 were read): `v1/worker/
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from operator import attrgetter
 
 from agent.models.profile import Attention, AttentionKind, Group, ModelProfile
 from agent.planning.memory import kv_cache
@@ -18,6 +20,7 @@ from agent.planning.memory.base import (
     GIB,
     KIB,
     MIB,
+    Card,
     Estimate,
     Request,
     divided,
@@ -25,7 +28,7 @@ from agent.planning.memory.base import (
     padded,
     spread,
 )
-from agent.planning.memory.decision import decided, fullest
+from agent.planning.memory.decision import fullest, judged
 from agent.planning.memory.kv_cache import Page
 from agent.planning.memory.layers import remembered
 from agent.planning.memory.loading import adapted
@@ -86,19 +89,23 @@ def defaults(request: Request, profile: ModelProfile) -> Request:
         chunked = longest > 32768 and len(profile.modalities) == 1
         batch = request.max_num_batched_tokens or (2048 if chunked else max(longest, 2048))
     else:
-        card = request.card
-        big = card.total >= 70 * GIB and "a100" not in card.name.lower() and card.capability != (12, 1)
-        huge = card.total >= 160 * GIB and version >= (0, 11)
-        sequences = request.max_num_seqs or (1024 if big else 256)
-        batch = request.max_num_batched_tokens or (16384 if huge else 8192 if big else 2048)
-        if not request.max_num_batched_tokens:
-            batch = min(batch, sequences * longest)
-        if not request.max_num_seqs:
-            sequences = min(sequences, batch)
+        batch, sequences = request.max_num_batched_tokens, request.max_num_seqs
+        batch, sequences = usual_batch(request.card, version, longest, batch, sequences)
     return replace(
         request, version=version, utilization=utilization, max_model_len=longest, max_num_seqs=sequences,
         max_num_batched_tokens=batch,
     )  # fmt: skip
+
+
+def usual_batch(
+    card: Card, version: tuple[int, ...], longest: int, batch: int = 0, sequences: int = 0
+) -> tuple[int, int]:
+    """Tokens of a batch and sequences on such a device, where they are not asked for."""
+    big = card.total >= 70 * GIB and "a100" not in card.name.lower() and card.capability != (12, 1)
+    huge = card.total >= 160 * GIB and version >= (0, 11)
+    many = sequences or (1024 if big else 256)
+    tokens = batch or min(16384 if huge else 8192 if big else 2048, many * longest)
+    return tokens, sequences or min(many, tokens)
 
 
 def estimate(profile: ModelProfile, request: Request) -> Estimate:
@@ -124,34 +131,44 @@ def _stage(profile: ModelProfile, request: Request, stage: int) -> Estimate:
         _outside(request),
     ]
     graphs = _graphs(profile, request, split)
-    counted = request.version >= GRAPHS_COUNTED and not request.legacy
-    beyond = None
-    if counted:
+    if request.version >= GRAPHS_COUNTED and not request.legacy:
         terms.append(graphs)
         beyond = _warm_up(profile, request, None)
     else:
         beyond = _warm_up(profile, request, graphs)
     budget = int((request.utilization or 0) * request.card.total)
-    used = sum(term.bytes for term in terms)
+    used = sum([term.bytes for term in terms])
     pool = MemoryTerm(
         "KV cache", budget - used, f"{request.utilization:g} of {gib(request.card.total)}, less the other terms",
         uncertainty=spread(terms),
     )  # fmt: skip
     layout = cache_layout(profile, request, split)
-    found = decided(request, tuple(terms), pool, layout, beyond, _printed(request, layout))
-    return whole(found, layout, request)
+    found = judged(request, tuple(terms), pool, layout.needed, beyond)
+    tokens, concurrency = counted(pool.bytes, layout, request)
+    return Estimate(
+        terms=tuple(terms),
+        pool=pool,
+        tokens=tokens,
+        concurrency=concurrency,
+        bytes_per_token=_printed(request, layout),
+        needed=layout.needed,
+        beyond=beyond,
+        verdict=found.verdict,
+        shortfall=found.shortfall,
+        reason=found.reason,
+        remedy=found.remedy,
+    )
 
 
-def whole(found: Estimate, layout: kv_cache.Layout, request: Request) -> Estimate:
-    """With the tokens and requests that the engine will print: it counts whole blocks."""
-    if found.pool is None or not layout.needed:
-        return found
-    blocks = max(0, found.pool.bytes) // layout.block_bytes
+def counted(pool: int, layout: kv_cache.Layout, request: Request) -> tuple[int, float]:
+    """Tokens and requests of so many bytes, as the engine will print them: it counts whole blocks."""
+    if not layout.needed:
+        return 0, 0.0
+    blocks = max(0, pool) // layout.block_bytes
     concurrency = blocks / layout.blocks_a_request
-    tokens = int(concurrency * request.max_model_len)
     if request.legacy or request.version < CONCURRENCY_PRINTED:
-        tokens = blocks // layout.groups * layout.block
-    return replace(found, tokens=tokens, concurrency=concurrency)
+        return blocks // layout.groups * layout.block, concurrency
+    return int(concurrency * request.max_model_len), concurrency
 
 
 def _printed(request: Request, layout: kv_cache.Layout) -> float:
@@ -169,6 +186,31 @@ def _printed(request: Request, layout: kv_cache.Layout) -> float:
 def cache_layout(profile: ModelProfile, request: Request, split: Split) -> kv_cache.Layout:
     if any(at.compression for at in kv_cache.attentions(profile)):
         return kv_cache.compressed_layout(profile, request.max_model_len, request.max_num_batched_tokens)
+    if request.draft is None:
+        pages = remembered(profile, ("pages", split, *_paging(request)), lambda: _pages(profile, request, split))
+    else:
+        pages = _pages(profile, request, split)
+    return kv_cache.layout(
+        pages.of, request.max_model_len, request.max_num_batched_tokens, hybrid=pages.hybrid, states=pages.states
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pages:
+    """What layers keep, for `kv_cache.layout`."""
+
+    of: Sequence[tuple[Page, int]]
+    hybrid: bool
+    states: int
+
+
+#: What of a request decides about pages, beside a draft model.
+_paging = attrgetter(
+    "version", "legacy", "pipeline", "kv_dtype", "block", "prefix_caching", "predictor", "speculative", "state_dtype"
+)
+
+
+def _pages(profile: ModelProfile, request: Request, split: Split) -> _Pages:
     kind, ranks = _cache_type(profile, request), split.attention
     layers = kv_cache.attentions(profile, split.layers(profile.layers) if request.pipeline > 1 else None)
     recurrent = {at: count for at, count in layers.items() if kv_cache.is_recurrent(at)}
@@ -196,9 +238,7 @@ def cache_layout(profile: ModelProfile, request: Request, split: Split) -> kv_ca
     kept = 1
     if request.prefix_caching and request.version >= (0, 14) and caching:  # without attention nothing is kept
         kept = 3 if _checkpoints(profile, request, recurrent) else 2
-    return kv_cache.layout(
-        pages, request.max_model_len, request.max_num_batched_tokens, hybrid=hybrid or bool(states), states=kept
-    )
+    return _Pages(pages, hybrid or bool(states), kept)
 
 
 def _checkpoints(profile: ModelProfile, request: Request, recurrent: Iterable[Attention]) -> bool:
@@ -275,12 +315,12 @@ def runs_on_second(profile: ModelProfile, request: Request) -> bool:
     """Whether the second model runner is used: asked for, or the default for the model."""
     if request.legacy:
         return False
-    if request.overlaid:
+    if request.overlaid or request.version >= SECOND_RUNNER_HYBRID:
         return True
     if profile.architecture in {"DeepseekV2ForCausalLM", "DeepseekV4ForCausalLM", "Qwen2MoeForCausalLM"}:
         return request.version >= SECOND_RUNNER
     if any(map(kv_cache.is_recurrent, kv_cache.attentions(profile))) or profile.moe is not None:
-        return request.version >= SECOND_RUNNER_HYBRID
+        return False
     return request.version >= SECOND_RUNNER
 
 
@@ -398,12 +438,13 @@ def capture_sizes(request: Request) -> tuple[int, int]:
     if request.version < (0, 11):
         return 67, 0
     most = min(2 * request.max_num_seqs, 1024 if request.card.capability[0] == 10 else 512)
+    return _sizes_up_to(most), _sizes_up_to(min(request.max_num_seqs, most))
 
-    def below(limit: int) -> int:
-        small = sum(size <= limit for size in (1, 2, 4))
-        return small + len(range(8, min(limit + 1, 256), 8)) + len(range(256, limit + 1, 16))
 
-    return below(most), below(min(request.max_num_seqs, most))
+@cache
+def _sizes_up_to(limit: int) -> int:
+    small = sum(size <= limit for size in (1, 2, 4))
+    return small + len(range(8, min(limit + 1, 256), 8)) + len(range(256, limit + 1, 16))
 
 
 def _graphs(profile: ModelProfile, request: Request, split: Split) -> MemoryTerm:
@@ -411,11 +452,11 @@ def _graphs(profile: ModelProfile, request: Request, split: Split) -> MemoryTerm
     if request.eager:
         return MemoryTerm("CUDA graphs", 0, "eager: none")
     pieces, whole = capture_sizes(request)
-    layers = len(split.layers(profile.layers))
     if request.version >= GRAPHS_COUNTED and not request.legacy:
         size = GRAPH * (pieces + whole)
         source = f"{pieces + whole} graphs x {GRAPH / MIB:g} MiB, as the engine estimates them"
         return MemoryTerm("CUDA graphs", size, source, uncertainty=size // 2 + 100 * MIB)
+    layers = len(split.layers(profile.layers))
     size = int(PIECE * pieces * layers)
     source = f"{pieces} sizes x {layers} layers x {PIECE / MIB:g} MiB"
     return MemoryTerm("CUDA graphs", size, source, uncertainty=size // 2)
@@ -431,7 +472,7 @@ def _warm_up(profile: ModelProfile, request: Request, graphs: MemoryTerm | None)
         parts.append("graphs")
     elif not request.eager:
         unsure = 300 * MIB  # what graphs take beyond their estimate
-    if runs_on_second(profile, request) and request.version < SECOND_SAMPLER_COUNTED:
+    if request.version < SECOND_SAMPLER_COUNTED and runs_on_second(profile, request):
         logits = padded(profile.vocabulary, 64) * request.max_num_seqs
         size, unsure = size + int(WARM_SAMPLER * logits), unsure + int(WARM_SAMPLER * logits) // 2
         parts.append("the sampler's warm-up")

@@ -85,7 +85,8 @@ def estimate(profile: ModelProfile, request: Request) -> Estimate:
             f"and the pool is {gib(size)}",
             remedy="a shorter context, a smaller quantization, or more memory",
         )
-    return vllm.whole(found, blocks, request)
+    tokens, requests = vllm.counted(size, blocks, request)
+    return replace(found, tokens=tokens, concurrency=requests)
 
 
 def _activation(profile: ModelProfile, request: Request) -> MemoryTerm:
