@@ -23,6 +23,8 @@ MIB = 1024**2
 
 #: Words after a model's name that make another model of it.
 _VARIANT = re.compile(r"[ -](Ti|SUPER|D|Laptop|Mobile|Max-Q|Pro|Max|Ultra)\b", re.IGNORECASE)
+#: What people call a family: the one of it that most servers have.
+_FAMILIES: Mapping[str, str] = MappingProxyType({"a100": "a100-80-sxm", "h100": "h100-sxm", "h200": "h200-sxm"})
 #: How far a live total may be from the table's: ECC takes a sixteenth of GDDR, other variants differ by more.
 _MEMORY_TOLERANCE = 1 / 8
 
@@ -66,8 +68,9 @@ class Model:
 
 
 def find(id: str) -> Model | None:
-    """The model with this id."""
-    return models().get(id)
+    """The model with this id, or of this family."""
+    word = id.lower()
+    return models().get(_FAMILIES.get(word, word))
 
 
 def nearest(id: str) -> tuple[str, ...]:

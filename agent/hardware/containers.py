@@ -1,9 +1,9 @@
 """Container engines on this host: Docker and podman, by what they answer on their Unix sockets.
 
-Two questions are asked, `GET /version` and `GET /info` (Docker's API, which podman speaks too), without a library: this
-only says what is there, `agent.runtimes` does the work. CDI devices are listed by newer Docker; else they are read from
-the specifications (github.com/cncf-tags/container-device-interface). Blocks, for `DEADLINE` an engine at most: the
-daemon calls it in a thread.
+`GET /_ping` (Docker's API, which podman speaks too) tells by its headers who answers, and Docker's `GET /info` the
+rest, without a library: this only says what is there, `agent.runtimes` does the work. CDI devices are listed by newer
+Docker; else they are read from the specifications (github.com/cncf-tags/container-device-interface). Blocks, for
+`DEADLINE` an engine at most: the daemon calls it in a thread.
 """
 
 from __future__ import annotations
@@ -84,11 +84,13 @@ def _without_socket(environ: Mapping[str, str]) -> Iterator[ContainerRuntime]:
 def _engine(name: str, address: str, path: Path, deadline: float, root: Path) -> ContainerRuntime:
     until = time.monotonic() + deadline
     try:
-        version = _get(path, "/version", until)
-        if _is_podman(version):  # also behind DOCKER_HOST, and behind a docker.sock that podman-docker links to it
-            name = "podman"
-        number = str(version.get("Version", ""))
-        info = _get(path, "/info", until)
+        headers, _ = _get(path, "/_ping", until)
+        if number := headers.get("libpod-api-version", ""):  # also behind a docker.sock that podman-docker links to it
+            # The API's version is podman's own. For /version and /info it runs programs: up to four seconds.
+            name, info = "podman", {}
+        else:
+            info = _object("/info", _get(path, "/info", until)[1])
+            number = str(info.get("ServerVersion") or "")
     except PermissionError:
         return ContainerRuntime(name, address, problem="no permission to open the socket")
     except (ConnectionRefusedError, FileNotFoundError):
@@ -107,16 +109,9 @@ def _engine(name: str, address: str, path: Path, deadline: float, root: Path) ->
     )
 
 
-def _is_podman(version: dict[str, Any]) -> bool:
-    components = version.get("Components")
-    return isinstance(components, list) and any(
-        isinstance(component, dict) and "podman" in str(component.get("Name", "")).lower() for component in components
-    )
-
-
-def _get(path: Path, resource: str, until: float) -> dict[str, Any]:
-    """The JSON object that the engine answers. HTTP/1.0: the answer is not in chunks, and ends with the connection.
-    Raises `OSError`, among them `TimeoutError` after `until` (monotonic), or `ValueError`."""
+def _get(path: Path, resource: str, until: float) -> tuple[dict[str, str], bytes]:
+    """Headers, by names in lower case, and body of the answer. HTTP/1.0: it is not in chunks, and ends with the
+    connection. Raises `OSError`, among them `TimeoutError` after `until` (monotonic), or `ValueError`."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(_left(until))
         connection.connect(str(path))
@@ -131,9 +126,14 @@ def _get(path: Path, resource: str, until: float) -> dict[str, Any]:
             if len(answer) > _LONGEST:
                 raise ValueError(f"{resource} is longer than {_LONGEST} bytes")
     head, _, body = bytes(answer).partition(b"\r\n\r\n")
-    status = head.split(b"\r\n", 1)[0].decode(errors="replace")
+    status, *lines = head.decode(errors="replace").split("\r\n")
     if not re.match(r"HTTP/1\.[01] 200\b", status):
         raise ValueError(f"{resource} answers {status or 'nothing'!r}")
+    pairs = (line.partition(":") for line in lines)
+    return {name.lower(): value.strip() for name, _, value in pairs}, body
+
+
+def _object(resource: str, body: bytes) -> dict[str, Any]:
     try:
         value = json.loads(body)
     except ValueError:

@@ -22,7 +22,8 @@ NVIDIA, CUDA, AMDGPU, ROCM = "580.95.05", "13.0", "6.14.14", "7.0"
 #: Devices of one machine, slices included: twice the largest machines that are sold.
 MAX_DEVICES = 64
 
-_SHORT = re.compile(r"([^:\s]+)(?::([0-9]{1,6}))?", re.ASCII)
+#: As it is documented, and as people say it: `8xh100`.
+_SHORT = re.compile(r"(?:([0-9]{1,6})x(?=[a-z]))?([^:\s]+?)(?::([0-9]{1,6}))?", re.ASCII | re.IGNORECASE)
 
 
 def _model(id: str) -> str:
@@ -155,10 +156,10 @@ def entries(short: str) -> tuple[Devices, ...]:
     found = []
     for item in short.split(","):
         match = _SHORT.fullmatch(item.strip())
-        if match is None:
+        if match is None or (match[1] and match[3]):
             raise broken(f"must be MODEL or MODEL:COUNT, joined by commas, such as h100-sxm:8 (got {echo(item)})", "")
-        count = int(match[2] or 1)
+        count = int(match[1] or match[3] or 1)
         if not 1 <= count <= MAX_DEVICES:
             raise broken(f"must have 1 to {MAX_DEVICES} devices of a model (got {echo(item)})", "")
-        found.append(Devices(model=_model(match[1]), count=count))
+        found.append(Devices(model=_model(match[2]), count=count))
     return tuple(found)

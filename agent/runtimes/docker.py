@@ -66,16 +66,19 @@ class DockerRuntime:
         self._engine.close()
 
     async def launch(self, request: LaunchRequest, record: Callable[[], Coroutine[Any, Any, None]]) -> Handle:
-        """See `Runtime.launch`. The container is made while the record is, and started after both."""
+        """See `Runtime.launch`. The container is made while the record is and its port becomes free, and started after
+        these."""
         container = request.container
         if container is None:
             raise LaunchError("the docker runtime needs an image to make a container of")
         for folder in (request.directory, request.log.parent):
             os.makedirs(folder, mode=0o700, exist_ok=True)  # noqa: PTH103 - half the time of Path.mkdir
         recorded = asyncio.create_task(record())
+        freed = asyncio.create_task(self._run(lambda: self._maker.free(request, container)))
         id = ""
         try:
             id = await self._made(request, container, recorded)
+            await freed
             found = await self._run(lambda: self._maker.start(id, container))
         except Silent as silent:
             await self._drop(id or request.identity.instance)
@@ -83,6 +86,9 @@ class DockerRuntime:
         except Exception:
             await self._drop(id)
             raise
+        finally:
+            freed.cancel()
+            await asyncio.gather(freed, return_exceptions=True)
         self._seen[id] = found
         return Handle(NAME, docker_state.box(found, str(request.directory)).data())
 

@@ -18,6 +18,8 @@ from agent.runtimes.docker_engine import ACT_SECONDS, ASK_SECONDS, Engine, Refus
 #: How long the port of an instance that has just ended may stay taken: podman holds it until it has tidied up.
 PORT_SECONDS = 3.0
 _PORT_PAUSE = 0.02
+#: What podman calls a container that has ended and still has its network; without it, it is "exited".
+_ENDED_CONNECTED = "stopped"
 _CDI_FOLDERS = (Path("/etc/cdi"), Path("/var/run/cdi"))
 
 
@@ -51,6 +53,21 @@ class Maker:
         if not container.own_entrypoint:
             self._check_executable(id, container.image, request.argv[0])
         return id
+
+    def free(self, request: LaunchRequest, container: Container) -> None:
+        """See that no ended container of this node takes away what is published at the port of the one to be started.
+
+        podman tears a container's network down some time after its end. Its rules for the port are the same as those of
+        the next container there, which would be left without them and could not be reached from this host. Removing
+        the ended one does it now.
+        """
+        if not self._engine.facts(devices=False).podman:
+            return
+        filters = {"label": [f"{docker_config.NODE}={request.identity.node}"]}
+        for each in self._engine.ask(lambda api: api.containers(all=True, filters=filters)):
+            ports = {port.get("PublicPort") for port in each.get("Ports") or ()}
+            if each.get("State") == _ENDED_CONNECTED and container.port in ports:
+                self.remove(str(each["Id"]))
 
     def start(self, id: str, container: Container) -> dict[str, Any]:
         """What the engine says of it right after its start."""

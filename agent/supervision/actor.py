@@ -368,8 +368,9 @@ class Actor:
         try:
             services.fail("command")
             launch = launching.prepare(
-                self.plan, self._text(self.plan), self.spec, self.state.attempt, services, preferred_port=self.port
-            )
+                self.plan, self._text(self.plan), self.spec, self.state.attempt, services,
+                launching.Before(self.port, self.handle),
+            )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - told
             self._attempt_failed("made the command", error)
             return

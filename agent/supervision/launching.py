@@ -48,6 +48,14 @@ class Launch:
     request: LaunchRequest
 
 
+@dataclass(frozen=True, slots=True)
+class Before:
+    """The instance before: the port that it was to have (0: there was none), and its handle if it ran."""
+
+    port: int
+    handle: Handle | None
+
+
 def identity(node_uid: str, record: InstanceRecord) -> Identity:
     return Identity(node_uid, record.deployment, record.generation, record.attempt, record.id)
 
@@ -72,12 +80,13 @@ def token(spec: DeploymentSpec, engine: Engine) -> str:
 
 
 def prepare(
-    plan: Plan, plan_json: str, spec: DeploymentSpec, attempt: int, services: Services, *, preferred_port: int
+    plan: Plan, plan_json: str, spec: DeploymentSpec, attempt: int, services: Services, before: Before
 ) -> Launch:
     """Raises `PreparationError` (secret_missing, port_taken). Touches nothing but the directories it names."""
     engine, config = services.engine(plan.engine), services.config
-    port = services.ports.take(plan.deployment, spec.port, preferred_port)
     contained = plan.image is not None
+    releasing = contained and before.handle is not None and before.handle.runtime == plan.runtime
+    port = services.ports.take(plan.deployment, spec.port, before.port, releasing=releasing)
     command = engine.command(plan, "0.0.0.0" if contained else config.policy.bind, port)  # noqa: S104 - the container's
     instance = f"{plan.deployment}-{attempt}-{random_ids.token_hex(3)}"
     record = InstanceRecord(

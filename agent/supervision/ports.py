@@ -19,11 +19,14 @@ class Ports:
         self._range = allowed
         self._held = held
 
-    def take(self, deployment: str, wanted: int | str, preferred: int) -> int:
-        """A port that nobody listens on. `preferred` (0: none) is the last one, kept if possible.
+    def take(self, deployment: str, wanted: int | str, preferred: int, *, releasing: bool = False) -> int:
+        """A port that nobody listens on. `preferred` (0: none) is the last one, kept if possible. `releasing`: it was a
+        container's, whose engine lets go of it a moment after the end; the start of the next one waits for that.
 
         Raises `PreparationError` (port_taken) when the named port, or the whole range, is in use.
         """
+        if releasing and wanted in {"auto", preferred} and self._held().get(preferred, deployment) == deployment:
+            return preferred
         if isinstance(wanted, int):
             self._refuse_taken(deployment, wanted)
             return wanted

@@ -187,11 +187,20 @@ class Preparation:
     ) -> PlanRequest:
         """All that the plan for `spec` depends on, on this node or on a described one. `held` (what deployments hold by
         now) is asked last. Raises `PreparationError`, and `InvalidArgument` for the operator's own catalog."""
-        meaning = await self._meaning(spec)
-        return self.request(spec, generation, meaning, await self.surroundings(held, simulated))
+        try:
+            async with asyncio.TaskGroup() as group:  # engines tell their versions while the header is read
+                looked = group.create_task(self._look(simulated))
+                meaning = await self._meaning(spec)
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return self.request(spec, generation, meaning, looked.result()(held))
 
     async def surroundings(self, held: Callable[[], Held], simulated: Simulated | None = None) -> Surroundings:
         """As they are now; `held` is asked last. Raises `PreparationError`."""
+        return (await self._look(simulated))(held)
+
+    async def _look(self, simulated: Simulated | None) -> Callable[[Callable[[], Held]], Surroundings]:
+        """What takes time of the surroundings; the rest is asked by the answer, which takes none."""
         if simulated is not None:
             from agent.planning.planner import assumed
             from agent.planning.request import DeviceState
@@ -199,11 +208,12 @@ class Preparation:
 
             used = {id: DeviceState(used=used) for id, used in simulated.used.items()}
             pulled = await containers.assumed(self._config)
-            return Surroundings(simulated.inventory, assumed(ENGINES), Held(devices=used), containers=pulled)
+            described = Surroundings(simulated.inventory, assumed(ENGINES), Held(devices=used), containers=pulled)
+            return lambda _: described
         located = await self._engines()
         images = await self._containers()
         await self._hardware.detected(DETECTION_DEADLINE)
-        return Surroundings(self._hardware.inventory(), located, held(), self._measurements(), images)
+        return lambda held: Surroundings(self._hardware.inventory(), located, held(), self._measurements(), images)
 
     def request(self, spec: DeploymentSpec, generation: int, meaning: Meaning, around: Surroundings) -> PlanRequest:
         from agent.planning.request import PlanRequest
@@ -374,6 +384,8 @@ class Preparation:
             located = engine.locate(configured.binary if configured else None)
             if located is not None:
                 found[name] = replace(located, options=executables.options(located))
+        if len(found) == 1:  # whatever the plan will be, it is of this one: while the header is read it tells its flags
+            executables.learn(next(iter(found.values())), 0)
         return found
 
 

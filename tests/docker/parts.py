@@ -165,7 +165,11 @@ class Engine:
         self.after_stop()
 
     def after_stop(self) -> None:
-        """What it leaves."""
+        """What it leaves: mounts."""
+        mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for mount in sorted((mount for mount in mounts if mount.startswith(f"{self.root}/")), reverse=True):
+            if mount != str(self.root / "full"):
+                subprocess.run(["umount", mount], check=False, capture_output=True)
 
 
 class Docker(Engine):
@@ -209,10 +213,7 @@ class Docker(Engine):
     def after_stop(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             os.kill(int((self.root / "exec/containerd/containerd.pid").read_text()), signal.SIGKILL)
-        mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-        for mount in sorted((mount for mount in mounts if mount.startswith(f"{self.root}/")), reverse=True):
-            if mount != str(self.root / "full"):
-                subprocess.run(["umount", mount], check=False, capture_output=True)
+        super().after_stop()
         tree = Path("/sys/fs/cgroup")  # of v2, or with one hierarchy of v1 in each folder
         tops = [*tree.glob(self.group), *tree.glob(f"*/{self.group}")]
         for group in sorted((path for top in tops for path in (top, *top.rglob("*/"))), reverse=True):
@@ -240,7 +241,7 @@ class Podman(Engine):
         os.environ["CONTAINERS_REGISTRIES_CONF"] = str(registries)
         os.environ["CONTAINERS_CONF"] = str(settings)
         return [
-            "podman", "--root", self.root / "data", "--runroot", self.root / "run", "--storage-driver", "vfs",
+            "podman", "--root", self.root / "data", "--runroot", self.root / "run", "--storage-driver", "overlay",
             "system", "service", "--time=0", f"unix://{self.socket}",
         ]  # fmt: skip
 

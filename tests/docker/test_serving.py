@@ -187,6 +187,7 @@ def test_a_container_that_dies_is_replaced_at_once_and_the_reason_is_told(node: 
 
     assert after.restarts == 1
     assert (after.previous.diagnosis.code, after.previous.exit.signal) == ("killed", signal.SIGKILL)
+    assert after.endpoint == before.endpoint
     assert complete(after.endpoint)
     wait_true(lambda: node.containers() == [after.instance.container], what="the dead one removed")
 
@@ -250,6 +251,15 @@ def test_describe_names_image_digest_and_container(node: Node) -> None:
     assert ready.instance.image_digest in shown
     assert ready.instance.container[:12] in shown
     assert "docker" in agentctl(node, "get", "m", "-o", "json")
+
+
+def test_an_image_of_the_spec_is_the_one_that_runs(node: Node, registry: Registry, served: ImageReference) -> None:
+    digest = registry.manifest("org/llama-server", "v1")["digest"]
+    ready = node.serve(engine="llama.cpp", image=f"{served.name}@{digest}")
+
+    assert (ready.instance.image, ready.instance.image_digest) == (served.name, digest)
+    assert "set in the spec" in agentctl(node, "describe", "m")
+    assert complete(ready.endpoint)["content"]
 
 
 def test_images_of_deployments_are_listed_and_unknown_while_their_engine_hangs(node: Node) -> None:
@@ -387,6 +397,8 @@ def test_podman_serves_adopts_replaces_and_cleans_up_as_docker_does(
             lambda d: PHASE[d.phase] == "ready" and d.instance.container != before.instance.container, timeout=60
         )
         assert after.previous.diagnosis.code == "killed"
+        assert after.endpoint == before.endpoint
+        assert complete(after.endpoint)
         with node.client() as client:
             client.delete_deployment("m")
         wait_true(lambda: node.containers() == [], what="no container left", timeout=20)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sqlite3
 import urllib.error
+from contextlib import closing
 
 import pytest
 
 from agent.errors import Conflict, FailedPrecondition, InvalidArgument, NotFound
+from agent.store.rows import checksum
 from tests.harness import PHASE, Daemon, complete, gone, wait_true
 
 
@@ -40,6 +44,26 @@ def test_apply_is_idempotent_by_name_and_by_request_id(node: Daemon) -> None:
         with pytest.raises(Conflict, match="used for another request"):
             client.apply_deployment(node.spec(drain_seconds=1), request_id="one")
         assert client.get_deployment("m").generation == 1
+
+
+def test_a_spec_that_an_older_release_stored_with_fewer_fields_is_still_the_same(node: Daemon) -> None:
+    node.start().apply()
+    before = node.wait()
+    node.stop()
+    with closing(sqlite3.connect(node.root / "state" / "agent.db", isolation_level=None)) as database:
+        (row,) = database.execute("SELECT * FROM deployment").fetchall()
+        columns = [column for _, column, *_ in database.execute("PRAGMA table_info(deployment)")]
+        values = dict(zip(columns[1:], row[1:], strict=True))
+        spec = json.loads(values["spec_json"])
+        del spec["image"]
+        values["spec_json"] = json.dumps(spec)
+        put = "UPDATE deployment SET spec_json = ?, sum = ?"
+        database.execute(put, (values["spec_json"], checksum(tuple(values.values()))))
+    node.start()
+    with node.client() as client:
+        answer = client.apply_deployment(node.spec())
+        assert answer.outcome == answer.OUTCOME_UNCHANGED
+    assert node.wait().instance.pid == before.instance.pid
 
 
 def test_a_change_with_an_old_etag_is_refused_and_changes_nothing(node: Daemon) -> None:

@@ -176,6 +176,14 @@ def test_a_matrix_is_taken_as_it_is():
     assert ways(described) == {(0, 1): "nvlink4", (0, 2): "pxb", (1, 2): "sys"}
 
 
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [("2xh100", "h100-sxm:2"), ("H100", "h100-sxm"), ("h200:8", "h200-sxm:8"), ("4xL40S,a100", "l40s:4,a100-80-sxm")],
+)
+def test_a_machine_may_be_said_as_people_say_it(said: str, meant: str) -> None:
+    assert machine(said).devices == machine(meant).devices
+
+
 def test_the_same_machine_in_short_and_in_full_differs_in_its_description_only():
     short, full = parse("l40s:2"), parse(devices({"model": "l40s", "count": 2}))
     assert (short.inventory.devices, short.inventory.links) == (full.inventory.devices, full.inventory.links)
@@ -209,7 +217,10 @@ def test_the_examples_are_understood():
 @pytest.mark.parametrize(
     ("description", "field", "part"),
     [
-        ("h100", "hardware.short", "unknown GPU 'h100'; nearest: h100-pcie, h100-sxm, h100-nvl"),
+        ("h100-", "hardware.short", "unknown GPU 'h100-'; nearest: h100-pcie, h100-sxm, h100-nvl"),
+        ("2xh100:2", "hardware.short", "MODEL:COUNT"),
+        ("0xh100", "hardware.short", "1 to 64"),
+        ("2x", "hardware.short", "unknown GPU '2x'"),
         ("rtx4091:2", "hardware.short", "unknown GPU 'rtx4091'; nearest: rtx4090"),
         ("zzzzzzz", "hardware.short", "docs/reference/hardware.md"),
         ("", "hardware.short", "MODEL:COUNT"),
@@ -227,7 +238,7 @@ def test_the_examples_are_understood():
         (None, "hardware", "must be a mapping"),
         ({"short": "l4", "hots": {}}, "hardware.hots", "did you mean 'host'?"),
         ({"devices": [{"modle": "l4"}]}, "hardware.devices[0].modle", "did you mean 'model'?"),
-        ({"devices": [{"model": "h100"}]}, "hardware.devices[0].model", "nearest: h100-pcie"),
+        ({"devices": [{"model": "h100-"}]}, "hardware.devices[0].model", "nearest: h100-pcie"),
         ({"devices": [{"model": "l4", "count": 0}]}, "hardware.devices[0].count", "at least 1"),
         ({"devices": [{"model": "l4", "count": 65}]}, "hardware.devices[0].count", "at most 64"),
         ({"devices": [{"model": "l4", "memory": -1}]}, "hardware.devices[0].memory", "at least 1048576 (got -1)"),
