@@ -18,7 +18,6 @@ from yaml.constructor import BaseConstructor, ConstructorError, SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode
 
 from agent.errors import InvalidArgument
-from agent.strict import echo
 
 #: Characters. The longest sensible spec has a few thousand; parsing a full MiB takes ten seconds.
 MAX_LENGTH = 1024**2
@@ -106,6 +105,8 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, ScalarNode):
                 raise ConstructorError(None, None, "a key must be a plain word", key.start_mark)
             if (key.tag, key.value) in seen:
+                from agent.strict import echo  # noqa: PLC0415 - pydantic, which agentctl starts without
+
                 raise ConstructorError(None, None, f"the key {echo(key.value)} is given twice", key.start_mark)
             seen.add((key.tag, key.value))
         return BaseConstructor.construct_mapping(self, node, deep)  # not SafeConstructor's: it expands `<<`

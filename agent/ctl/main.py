@@ -5,7 +5,7 @@ A command's module is imported when it is called, so that `agentctl status` does
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import importlib
 import os
 import sys
@@ -66,6 +66,8 @@ class Root(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
+            import difflib  # noqa: PLC0415  (only a mistyped command needs it)
+
             if near := difflib.get_close_matches(args[0], COMMANDS, n=1):
                 raise click.UsageError(f"{error.message} Did you mean {near[0]}?", ctx) from error
             raise
@@ -124,7 +126,14 @@ def cli(ctx: click.Context) -> None:
 
 def main() -> None:
     """The entry point `agentctl`."""
-    cli.main(prog_name="agentctl")
+    try:
+        cli.main(prog_name="agentctl")
+    except SystemExit as end:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # a reader that went away, or a full disk, was told of already
+                stream.flush()
+        # Python's own end takes milliseconds more, and gRPC's threads now and then complain during it.
+        os._exit(int(end.code or 0))
 
 
 def _told(error: Exception) -> AgentError:

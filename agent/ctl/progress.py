@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -21,15 +20,22 @@ WIDTH = 24
 
 
 @contextmanager
-def reporting(*, quiet: bool = False) -> Iterator[Report]:
-    """A function to call with each state of the deployment that is waited for."""
-    if quiet:
-        yield lambda _: None
-    elif sys.stderr.isatty():
-        with _moving_line() as report:
-            yield report
-    else:
-        yield _Lines()
+def reporting(*, quiet: bool = False, asked: str = "") -> Iterator[Report]:
+    """A function to call with each state of the deployment that is waited for. `asked`: what was just asked for, of
+    which an interrupted wait says that it goes on."""
+    try:
+        if quiet:
+            yield lambda _: None
+        elif sys.stderr.isatty():
+            with _moving_line() as report:
+                yield report
+        else:
+            yield _Lines()
+    except KeyboardInterrupt:
+        if asked and not quiet:
+            ways = f"`agentctl wait {asked}` waits again, `agentctl delete {asked}` ends it"
+            click.echo(f"interrupted; {asked} goes on: {ways}", err=True)
+        raise
 
 
 class _Lines:
@@ -54,6 +60,8 @@ def _line(deployment: pb.Deployment) -> str:
 @contextmanager
 def _moving_line() -> Iterator[Report]:
     """One line that is drawn over with each state, and gone at the end."""
+    import shutil  # noqa: PLC0415  (it imports each kind of compression)
+
     began = time.monotonic()
 
     def report(deployment: pb.Deployment) -> None:

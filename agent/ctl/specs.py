@@ -27,6 +27,9 @@ _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+([@:].*)?", re.ASCII
 #: The tail of a weight file's name that says how it is quantized: `.Q4_K_M`, `-F16`. It is no part of a good name.
 _QUANTIZATION: Final = re.compile(r"[-._](?:i?q\d\w*|bf16|f16|f32|gguf)$", re.IGNORECASE)
 
+#: A number as YAML has it, too.
+_WHOLE: Final = re.compile("0|[1-9][0-9]{0,15}")
+
 #: Flag, the field of the spec that it sets, its type, and its help.
 _Flag = tuple[str, str, Any, str]
 _TASKS: Final = ("chat", "completion", "embedding", "rerank")
@@ -44,6 +47,7 @@ _FLAGS: Final[tuple[_Flag, ...]] = (
     ("--name", "name", str, "Name of the deployment. Default: made from the model's."),
     ("--engine", "engine", str, "Engine, or auto."),
     ("--runtime", "runtime", str, "process, docker, or auto."),
+    ("--image", "image", str, "Image to run the engine in, with registry and tag; needs --engine."),
     TASK,
     ("--quantization", "quantization", str, "Quantization, or auto."),
     ("--max-num-seqs", "limits.max_num_seqs", int, "Sequences served at the same time."),
@@ -90,13 +94,15 @@ def build(model: str, flags: Mapping[str, Any], sets: Iterable[str], named: Name
 
 
 def _assignment(text: str) -> tuple[str, Any]:
-    from agent.documents import load_value  # noqa: PLC0415  (YAML: only --set pays for it)
-
     field, separator, value = text.partition("=")
     if not separator or not all(field.split(".")):
         raise Usage(
             f"--set {text}: not of the form FIELD=VALUE", hint="for example --set probes.liveness.period_seconds=5"
         )
+    if _WHOLE.fullmatch(value):
+        return field, int(value)
+    from agent.documents import load_value  # noqa: PLC0415  (YAML, which no whole number needs)
+
     return field, load_value(value, f"--set {field}")
 
 

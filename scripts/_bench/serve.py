@@ -99,7 +99,7 @@ def _served(node: Daemon, runtime: str, port: int) -> float:
 def _serving(node: Daemon, runtime: str) -> Iterator[None]:
     """Until the command has ended, which waits until its deployment is ready."""
     settings = ["limits.max_num_seqs=1", "limits.max_model_len=256", "limits.threads=1"]
-    command = [sys.executable, "-m", "agent.ctl", "--socket", str(node.control), "serve", str(node.model),
+    command = [str(Path(sys.executable).with_name("agentctl")), "--socket", str(node.control), "serve", str(node.model),
                "--name", NAME, "--engine", "llama.cpp", "--runtime", runtime]  # fmt: skip
     command += [word for each in settings for word in ("--set", each)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:

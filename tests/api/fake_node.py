@@ -69,6 +69,7 @@ class FakeNode:
         self.watch_ended = asyncio.Event()
         self.snapshots = 0  # how often one was made
         self.applied_specs: list[dict[str, Any]] = []
+        self.applied_phase = Phase.READY  # of what is applied from now on
         self.log_lines = [b"one\n", b"two\n", b"three\n"]
         self.event_list: list[Event] = []
         self.device_list = [make_device(index) for index in range(2)]
@@ -129,6 +130,7 @@ class FakeNode:
         generation = before.generation + 1 if before else 1
         outcome: Literal["created", "replaced", "unchanged"] = "replaced" if before else "created"
         deployment = make_deployment(name, generation=generation, spec_json=json.dumps(spec))
+        deployment = replace(deployment, phase=self.applied_phase)
         if before and json.loads(before.spec_json) == spec:
             outcome, deployment = "unchanged", before
         if not validate_only:

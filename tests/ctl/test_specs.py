@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from agent.ctl import specs
 from agent.ctl.specs import build, default_name, read_all, resolve_model
+from agent.documents import load_value
 from agent.errors import InvalidArgument, NotFound
 from agent.spec import Aim, parse_spec
 
@@ -43,6 +44,15 @@ def test_set_reaches_every_field_and_reads_yaml() -> None:
     assert spec["limits"] == {"max_num_seqs": 4, "cpus": 1.5}
     assert spec["extra_args"] == ["--mlock"]
     assert spec["probes"] == {"inference": {"enabled": False}}
+
+
+@pytest.mark.parametrize(
+    "number", ["0", "7", "4096", "9007199254740993", "00", "0660", "1_000", "-1", "+1", "1.0", "\N{SUPERSCRIPT TWO}"]
+)
+def test_a_number_that_is_set_is_the_number_that_yaml_reads(number: str) -> None:
+    value = build(MODEL, {}, [f"limits.threads={number}"], named)["limits"]["threads"]
+    read = load_value(number, "")
+    assert (type(value), value) == (type(read), read)
 
 
 @pytest.mark.parametrize("assignment", ["limits.cpus", "=1", "limits..cpus=1", "model.x=1", "name={"])

@@ -16,6 +16,7 @@ import pytest
 from yaml import safe_load
 
 from agent.v1 import agent_pb2 as pb
+from tests.gguf_factory import make_gguf
 from tests.harness import PHASE, Daemon, daemon, gone, wait_true
 
 pytestmark = [pytest.mark.litellm, pytest.mark.timeout(180)]
@@ -117,6 +118,37 @@ def test_a_crash_of_the_primary_is_answered_by_the_fallback_and_changes_no_confi
 
     assert configured.stat().st_mtime_ns == before
     assert configured.stat().st_mode & 0o777 == 0o600
+
+
+def ranked(gate: pb.Deployment, model: str) -> tuple[int, dict[str, Any]]:
+    """Status and answer of a question for the two best of three documents."""
+    body = {"model": model, "query": "fruit", "documents": ["apple", "hammer", "pear"], "top_n": 2}
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(gate.endpoint + "/v1/rerank", json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_rerankers_answer_through_it_and_fall_back(node: Daemon, tmp_path: Path) -> None:
+    weights = make_gguf(tmp_path / "rank.gguf", pooling="rank")
+    for name in ("first", "second"):
+        node.apply(name, model=f"file:{weights}", task="rerank", limits=LIMITS)
+    for name in ("first", "second"):
+        node.wait(name, timeout=60)
+    gate = apply_gateway(node, "first,second", task="rerank")
+    wait_true(lambda: models(gate) == {"gate", "first", "second"}, 20)
+    for asked in ("gate", "first", "second"):
+        status, answer = ranked(gate, asked)
+        assert (status, len(answer["results"])) == (200, 2), answer
+        assert all(isinstance(each["relevance_score"], float) for each in answer["results"])
+    with node.client() as client:
+        client.stop_deployment("first")
+    node.wait("first", phase="stopped", timeout=30)
+    status, answer = ranked(gate, "gate")
+    assert (status, len(answer["results"])) == (200, 2), answer
 
 
 def test_a_new_ready_deployment_appears_by_itself_and_the_gateway_is_not_restarted(node: Daemon) -> None:

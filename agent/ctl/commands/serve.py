@@ -65,7 +65,7 @@ def serve(
     if form.for_people:
         click.echo(f"deployment {applied.name} {outcome}", err=True)
     if not no_wait:
-        with reporting(quiet=not form.for_people) as report:
+        with reporting(quiet=not form.for_people, asked=applied.name) as report:
             deployment = wait_until_ready(client, applied, seconds=timeout, report=report)
     if not form.for_people:
         emit(plain(deployment), form)
@@ -93,5 +93,5 @@ def _refuse_to_displace(client: Client, spec: dict[str, Any]) -> None:
     if there is not None and rows.model(there) != spec["model"]:
         raise Conflict(
             f"deployment {spec['name']} serves another model: {rows.model(there)}",
-            hint="give this one a --name of its own",
+            hint=f"give this one a --name of its own, or `agentctl delete {spec['name']}` first",
         )
