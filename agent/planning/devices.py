@@ -277,8 +277,8 @@ class Sets:
 
     @cached_property
     def _groups(self) -> list[tuple[tuple[Offer, ...], int]]:
-        """Devices that one instance can use together, and the longest way between neighbours among them: those that are
-        joined better than the rest, and all of an accelerator. Slices stand alone.
+        """Devices that one instance can use together, by their memory, and the longest way between neighbours among
+        them: those that are joined better than the rest, and all of an accelerator. Slices stand alone.
         """
         groups: dict[tuple[Offer, ...], int] = {}
         for accelerator in sorted({offer.accelerator for offer in self._found.usable}):
@@ -287,7 +287,7 @@ class Sets:
                 for group in _joined(whole, self._distances, reach):
                     groups.setdefault(group, reach)
             groups.setdefault(whole, _FARTHEST)
-        return list(groups.items())
+        return [(tuple(sorted(group, key=_by_memory)), reach) for group, reach in groups.items()]
 
     def island(self, members: Sequence[Offer]) -> int:
         """How many of these devices the fastest links join, at most."""
@@ -346,11 +346,14 @@ def _joined(
             yield connected
 
 
-def _windows(group: Sequence[Offer], size: int) -> Iterator[tuple[Offer, ...]]:
+def _by_memory(offer: Offer) -> tuple[int, int, str]:
+    return offer.free, offer.device.index, offer.device.id
+
+
+def _windows(ordered: Sequence[Offer], size: int) -> Iterator[tuple[Offer, ...]]:
     """Neighbours by free memory, each set in the order of their indices. One that differs from the one before only in
     which of two equal devices is in it is left out.
     """
-    ordered = sorted(group, key=lambda offer: (offer.free, offer.device.index, offer.device.id))
     for start in range(len(ordered) - size + 1):
         if start and _alike(ordered[start - 1], ordered[start - 1 + size]):
             continue

@@ -186,20 +186,20 @@ class Ranks:
 
     def _staged(self, *, smallest_first: bool) -> Iterator[tuple[Sequence[Alike], Shape]]:
         for stages in range(2, min(MOST_STAGES, self._most) + 1):
-            for size, sets in self._sizes(smallest_first=smallest_first):
-                if size % stages == 0:
-                    yield from ((sets, shape) for shape in self.shapes.staged(size // stages, stages))
+            for size, sets in self._sizes(smallest_first=smallest_first, step=stages):
+                yield from ((sets, shape) for shape in self.shapes.staged(size // stages, stages))
 
     @property
     def _most(self) -> int:
         return self.sets.most if self.request.spec.devices == "auto" else len(self.found.usable)
 
-    def _sizes(self, *, smallest_first: bool) -> Iterator[tuple[int, Sequence[Alike]]]:
-        """Sets of devices, by how many each has."""
+    def _sizes(self, *, smallest_first: bool, step: int = 1) -> Iterator[tuple[int, Sequence[Alike]]]:
+        """Sets of devices, by how many each has: multiples of `step`."""
         if self.request.spec.devices != "auto":
-            yield len(self.found.usable), (self.sets.looked_at(self.found.usable),)
+            if len(self.found.usable) % step == 0:
+                yield len(self.found.usable), (self.sets.looked_at(self.found.usable),)
             return
-        sizes = range(1, min(self._most, self.engine.capabilities.most_devices) + 1)
+        sizes = range(step, min(self._most, self.engine.capabilities.most_devices) + 1, step)
         most = max(offer.free for offer in self.found.usable)
         for size in sizes if smallest_first else reversed(sizes):
             too_heavy = self._weights // size > most and not self.subject.experience
