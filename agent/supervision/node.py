@@ -257,6 +257,9 @@ class Node:
     def recorded_instances(self) -> list[str]:
         return [actor.instance.id for actor in self.registry if actor.instance is not None]
 
+    def ended_instances(self) -> list[str]:
+        return [run.id for actor in self.registry for run in actor.journal.older]
+
     def announce(self, event: Event) -> None:
         """An event of the node itself: written soon, or logged when the store refuses."""
 

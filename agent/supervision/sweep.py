@@ -3,6 +3,9 @@
 Every safety is written down here: it never runs before adoption is done; a stray must be seen in two sweeps
 that are `sweep_min_age_seconds` apart; its identity is checked again right before the kill; and a node that lost
 records only reports, because then it is the record that is missing, not the owner.
+
+What is left of an instance that a record says has ended (a container, where an agent died before it could remove it) is
+no stray: it goes at once.
 """
 
 from __future__ import annotations
@@ -36,13 +39,20 @@ class Sweep:
         self._conditions = conditions
         self._first_seen: dict[str, float] = {}
 
-    async def run(self, recorded: Callable[[], Iterable[str]], announce: Callable[[Event], None]) -> None:
-        """One sweep. `recorded` names the instances in records; asked *after* the look, so that one that was
-        launched meanwhile is known."""
+    async def run(
+        self, recorded: Callable[[], Iterable[str]], ended: Callable[[], Iterable[str]],
+        announce: Callable[[Event], None],
+    ) -> None:  # fmt: skip
+        """One sweep. `recorded` names the present instances in records, `ended` those before; asked *after* the look,
+        so that one that was launched meanwhile is known."""
         folders = await asyncio.to_thread(_names, self._instances)
         found = await self._runtime.find_all(self._node_uid)
-        known = set(recorded())
-        strays = {identity: pids for identity, pids in found.items() if identity.instance not in known}
+        known, over = set(recorded()), set(ended())
+        remains = {identity for identity, pids in found.items() if not pids and identity.instance in over - known}
+        for identity in remains:
+            log.info("remains removed", instance=identity.instance)
+            await self._runtime.kill_stray(identity, ())
+        strays = {i: pids for i, pids in found.items() if i.instance not in known and i not in remains}
         self._first_seen = {i.instance: self._first_seen.get(i.instance, clock.now()) for i in strays}
         old = {i: pids for i, pids in strays.items() if clock.now() - self._first_seen[i.instance] >= self._min_age}
         for identity, pids in old.items():

@@ -92,7 +92,8 @@ class Upkeep:
         self.turned_at = clock.now()
 
     async def sweep(self) -> None:
-        await self._sweep.run(self._node.recorded_instances, self._node.announce)
+        node = self._node
+        await self._sweep.run(node.recorded_instances, node.ended_instances, node.announce)
 
     async def prune(self) -> None:
         tuning = self._node.settings.daemon

@@ -192,6 +192,22 @@ def test_a_container_that_dies_is_replaced_at_once_and_the_reason_is_told(node: 
     wait_true(lambda: node.containers() == [after.instance.container], what="the dead one removed")
 
 
+def test_a_dead_container_that_an_agent_died_before_removing_is_removed_by_the_next(node: Node) -> None:
+    before = node.serve()
+    node.stop()
+    node.start(environ={"AGENTD_FAILPOINTS": "after-spawn=kill"})
+    wait_true(lambda: "Adopted" in node.reasons(), what="adopted")
+    node.behind_its_back("kill", before.instance.container)
+    assert node.process
+    node.process.wait(timeout=60)  # it had started the replacement, and not yet removed the dead one
+    assert len(node.containers()) == 2
+
+    node.start()
+    after = node.wait(timeout=60)
+    wait_true(lambda: node.containers() == [after.instance.container], what="the dead one removed")
+    assert "StrayKilled" not in node.reasons()
+
+
 def test_a_container_that_ended_while_no_agent_was_there_is_accounted_for_and_replaced(node: Node) -> None:
     before = node.serve()
     node.kill()
