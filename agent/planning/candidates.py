@@ -91,10 +91,8 @@ def _screened(request: PlanRequest, *, thorough: bool) -> tuple[list[Candidate],
     asked = request.spec.engine
     found: list[Candidate] = []
     rejected: list[Rejected] = []
-    formats, alone = (
-        tuple(dict.fromkeys(option.profile.format for option in request.options)),
-        len(request.options) == 1,
-    )
+    formats = tuple(dict.fromkeys(option.profile.format for option in request.options))
+    alone = len(request.options) == 1
     for name in request.engines if asked == "auto" else (asked,):
         if problem := _engine_problem(request, name, thorough=thorough):
             rejected.append(Rejected(name, *problem))

@@ -57,6 +57,14 @@ def execute(state: Path, statement: str, *parameters: object) -> None:
         connection.execute(statement, parameters)
 
 
+def leave_backup(state: Path, there: bool) -> None:
+    """One of what is stored by now, or none."""
+    if there:
+        files.back_up(state)
+    else:
+        (state / files.BACKUP).unlink(missing_ok=True)
+
+
 def assert_nothing_was_lost(loaded: Loaded, crashed: Path) -> None:
     """Every deployment and instance is there, in a version that was written, under the same node identity."""
     assert loaded.node_uid == (crashed / "node.uid").read_text().strip()
@@ -239,10 +247,7 @@ def test_a_bad_measurement_is_set_aside_and_comes_back_from_the_backup(
     state: Path, fill: Callable[..., None], reopen: Callable[[], Loaded], backup: bool
 ) -> None:
     fill(PutMeasurement(measurement("n-a-1")), PutMeasurement(measurement("n-a-2")))
-    if backup:
-        files.back_up(state)
-    else:
-        (state / files.BACKUP).unlink(missing_ok=True)
+    leave_backup(state, backup)
     execute(state, "UPDATE ledger SET terms_json = '[]' WHERE id = 'n-a-1'")
     loaded = reopen()
     (report,) = loaded.quarantined
@@ -259,10 +264,7 @@ def test_a_bad_plan_comes_back_from_the_backup_or_takes_only_its_instances_along
 ) -> None:
     other = replace(instance("b"), plan_json="{}")
     fill(PutInstance(instance("a-1")), PutInstance(instance("a-2")), PutInstance(other))
-    if backup:
-        files.back_up(state)
-    else:
-        (state / files.BACKUP).unlink(missing_ok=True)
+    leave_backup(state, backup)
     execute(state, "UPDATE plan SET plan_json = '[]' WHERE plan_json != '{}'")
     loaded = reopen()
     assert set(loaded.instances) == ({instance("a-1"), instance("a-2"), other} if backup else {other})
