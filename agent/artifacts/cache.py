@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import stat
 import time
 from dataclasses import asdict, dataclass
@@ -160,13 +161,24 @@ def write(folder: Folder, kept: Kept) -> None:
 def replace(path: Path, content: bytes) -> None:
     """Write a small file whole or not at all, durably. Raises `OSError`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = beside(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     sync(path.parent)
+
+
+def beside(path: Path) -> Path:
+    """A name in the same folder for what becomes `path`, nobody else's: not even that of a process in another container
+    which shares the cache and has our number.
+    """
+    return path.with_name(f".{path.name[:150]}.{secrets.token_hex(8)}")
 
 
 def sync(directory: Path) -> None:

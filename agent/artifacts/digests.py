@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from agent.artifacts.cache import replace
 from agent.status import Progress
 
 #: Bytes read at once: large enough that progress and cancellation cost nothing, small enough to stop within 10 ms.
@@ -63,12 +63,6 @@ def _read(record: Path, identity: list[str | int]) -> str | None:
 
 
 def _write(record: Path, content: dict[str, object]) -> None:
-    """Whole or not at all. A cache that cannot be written only costs time, so its errors are not the caller's."""
-    temporary = record.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        temporary.replace(record)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    """A cache that cannot be written only costs time, so its errors are not the caller's."""
+    with contextlib.suppress(OSError):
+        replace(record, json.dumps(content).encode())

@@ -273,8 +273,7 @@ def _link(path: Path, blob: Path) -> None:
     target = os.path.relpath(blob, path.parent)
     if path.is_symlink() and str(path.readlink()) == target:
         return
-    temporary = path.with_name(f".{path.name[:150]}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
+    temporary = cache.beside(path)
     temporary.symlink_to(target)
     temporary.replace(path)
 

@@ -488,6 +488,16 @@ def test_the_hubs_own_tool_and_we_fetch_into_one_cache_at_one_time(pulling, hub)
     assert blobs(pulling) == [hashlib.sha256(BIG).hexdigest()]
 
 
+def test_a_small_file_is_written_by_many_at_once_and_stays_whole(tmp_path):
+    path = tmp_path / "refs/main"
+
+    with ThreadPoolExecutor(8) as pool:
+        written = [pool.submit(cache.replace, path, b"commit") for _ in range(200)]
+
+    assert [each.result() for each in written] == [None] * 200
+    assert {each.name: each.read_bytes() for each in path.parent.iterdir()} == {"main": b"commit"}
+
+
 def test_what_the_hubs_own_tool_brought_is_verified_before_it_is_believed(pulling, hub):
     hub.repo("org/m", SAFETENSORS)
     snapshot_download("org/m", cache_dir=pulling.cache / "hub", endpoint=hub.endpoint)
