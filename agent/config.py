@@ -14,13 +14,12 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.documents import MAX_LENGTH, load_documents, load_value
-from agent.errors import FieldViolation, InvalidArgument
+from agent.documents import exists, load_file, load_value, readable
+from agent.errors import FieldViolation
+from agent.frozen import frozen
 from agent.paths import Paths, default_paths
 from agent.settings import (
     Api,
@@ -65,7 +64,7 @@ RESERVED = frozenset({"AGENTD_FAILPOINTS", "AGENTD_SOCKET"})
 Tree = dict[Any, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LoadedConfig:
     """The configuration in force; `origins` has each of its values by dotted field."""
 
@@ -116,42 +115,15 @@ def defaults(scope: Scope, environ: Mapping[str, str], written: Tree) -> Tree:
 
 def _files(directory: Path, config_file: Path | None) -> Iterator[tuple[str, Tree]]:
     main = config_file or directory / "agentd.yaml"
-    if config_file is not None or _exists(main):
-        yield str(main), _read(main)
+    if config_file is not None or exists(main):
+        yield str(main), load_file(main)
     drop_ins = directory / "agentd.d"
-    if _exists(drop_ins):
-        with _readable(drop_ins):
+    if exists(drop_ins):
+        with readable(drop_ins):
             paths = sorted(drop_ins.iterdir())  # not glob, which finds nothing where it may not look
         # A name that begins with a dot is an editor's backup or lock.
         for path in (path for path in paths if path.suffix == ".yaml" and not path.name.startswith(".")):
-            yield str(path), _read(path)
-
-
-def _exists(path: Path) -> bool:
-    with _readable(path):
-        return path.exists()
-
-
-def _read(path: Path) -> Tree:
-    with _readable(path):
-        if path.exists() and not path.is_file():
-            raise OSError(0, "is not a regular file")  # opening a pipe may wait for ever
-        with path.open("rb") as file:
-            text = file.read(4 * MAX_LENGTH).decode()  # a character has at most four bytes; more is refused below
-    documents = load_documents(text, str(path))
-    if len(documents) > 1:
-        raise InvalidArgument(f"{path}: must be one YAML document (has {len(documents)})")
-    return documents[0] if documents else {}
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InvalidArgument(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InvalidArgument(f"{path}: must be UTF-8 text (byte {error.start + 1} is not)") from None
+            yield str(path), load_file(path)
 
 
 def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, Tree]]:

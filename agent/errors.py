@@ -15,11 +15,12 @@ exit codes. What an *engine* does wrong is not an error but a `Diagnosis` (agent
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
+from agent.frozen import frozen
 
-@dataclass(frozen=True, slots=True)
+
+@frozen
 class FieldViolation:
     """One broken rule: `field` is a dotted path (`limits.max_model_len`), `rule` a sentence that says what is valid."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+from agent.frozen import frozen
 
 NAME = "llm-node-agent"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Paths:
     """Directories of one agent; `config` is where its configuration is read."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +24,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from agent.frozen import frozen
 from agent.strict import broken
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
@@ -56,7 +56,7 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value  # 1.5GiB is a whole number of bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Seconds:
     """A duration; a float of seconds inside. The least one, 1 ms, keeps a period from becoming a busy loop."""
 
@@ -71,7 +71,7 @@ class Seconds:
         return _number_or_text("duration", handler(schema), _SECONDS)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Bytes:
     """A size; an int of bytes inside."""
 
@@ -91,7 +91,7 @@ def _number_or_text(title: str, number: JsonSchemaValue, units: dict[str, Any]) 
     return {"title": title, "anyOf": [number, text]}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Matches:
     """A string that matches `pattern` as a whole; `rule` says so in words, `title` in one or two."""
 

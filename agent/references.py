@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
+from agent.frozen import frozen
 from agent.quantities import REGISTRY, Matches, NonEmptyLine, Port, VariableName
 from agent.strict import TAG, broken, echo, unknown
 
@@ -33,7 +33,7 @@ def _package_reference(rest: str) -> str:
     return rest
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HubReference:
     """`owner/name[@revision][:variant]`: a repository of the Hugging Face hub."""
 
@@ -101,7 +101,7 @@ def _object_reference(scheme: str) -> Callable[[str], str]:
     return check
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class OciReference:
     """`registry/repository[:tag][@sha256:HEX]`: a model as an artifact in a container registry."""
 
@@ -197,7 +197,7 @@ ModelReference = Annotated[
 _IMAGE = rf"((?=[^/]*[.:]|localhost/){REPOSITORY}):({TAG_NAME})(?:@({DIGEST}))?"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ImageReference:
     """One container image as it is pulled. The repository names its registry: docker.io/vllm/vllm-openai."""
 

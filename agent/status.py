@@ -8,8 +8,10 @@ machines read them; everything that *decides* on time uses the monotonic clock i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
+
+from agent.frozen import frozen
 
 
 class Phase(StrEnum):
@@ -117,7 +119,7 @@ FATAL: frozenset[DiagnosisCode] = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Diagnosis:
     """Why an instance failed: one code, a sentence, the evidence (a log line, numbers) and what to do next."""
 
@@ -132,7 +134,7 @@ class Diagnosis:
         return self.code in FATAL
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ExitStatus:
     """How a process ended. `code` or `signal`, or neither where it could not be learned; `at` is Unix seconds."""
 
@@ -157,7 +159,7 @@ class Verdict(StrEnum):
     UNKNOWN = "unknown"  # no probe has answered yet: never shown as ready
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ProbeVerdict:
     """The last answer of one probe of one instance."""
 
@@ -168,7 +170,7 @@ class ProbeVerdict:
     failures: int = 0  # in a row
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Progress:
     """How far a step is: `done` of `total` bytes (total 0: unknown), with a word for the step."""
 
@@ -177,7 +179,7 @@ class Progress:
     total: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeviceUse:
     """What an instance was last seen to hold on one device, against its plan. Bytes."""
 
@@ -187,7 +189,7 @@ class DeviceUse:
     used_bytes: int | None  # None: the driver does not tell
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Measured:
     """What the engine last said of its work, by the names of `agent.engines.base.Metric`; what it does not offer is
     missing."""
@@ -196,7 +198,7 @@ class Measured:
     values: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class InstanceStatus:
     """One run of an engine for a deployment."""
 
@@ -225,7 +227,7 @@ class InstanceStatus:
     measured: Measured | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Granted:
     """What the engine says it really gives, read back after it became ready; None where it does not tell."""
 
@@ -235,7 +237,7 @@ class Granted:
     kv_tokens: int | None = None  # tokens that its cache holds, of all sequences together
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeploymentStatus:
     """The observed state of a deployment, with the reason for it in a code and a sentence."""
 
@@ -270,7 +272,7 @@ class Severity(StrEnum):
     ERROR = "error"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Event:
     """One line of the append-only history. `seq` is assigned by the store, increases, and is never reused."""
 
@@ -283,7 +285,7 @@ class Event:
     seq: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Condition:
     """A standing fact: `status` true is good, false is bad, None is not known."""
 
@@ -304,7 +306,7 @@ class DeviceCondition(StrEnum):
     UNKNOWN = "unknown"  # does not answer, or was not sampled lately
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeviceProcess:
     """A process that holds memory of a device; `instance` is its id if it is one of ours."""
 
@@ -315,7 +317,7 @@ class DeviceProcess:
     instance: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeviceHold:
     """A device is reserved: for a live instance, or for an ended one whose memory was not seen to be back."""
 
@@ -327,7 +329,7 @@ class DeviceHold:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeviceStatus:
     """One device as status shows it. None: not known."""
 
@@ -354,7 +356,7 @@ class DeviceStatus:
     detail_json: str = ""  # what does not change: `agent.hardware.inventory.Device` as JSON
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Finding:
     """One line of the doctor's report. `remedy` says what to do; "" where nothing is to be done."""
 
@@ -372,7 +374,7 @@ class FindingLevel(StrEnum):
     NOTE = "note"  # a fact worth having in a report
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NodeStatus:
     """The node as `GetNode` shows it: inventory, policy in force, conditions, versions."""
 
@@ -392,7 +394,7 @@ class NodeStatus:
     ready: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Snapshot:
     """All that status shows at one instant. `revision` increases with every change in this daemon's life."""
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.struct_pb2 import Struct
 
 from agent.api.structs import struct_to_dict
 from agent.errors import FieldViolation, InvalidArgument
+from agent.frozen import frozen
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ MAX_MODEL_NAME = 300  # characters; owner, name, revision and quantization at th
 MAX_SEQ = 2**63 - 1  # the largest integer of the store
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Listing(Generic[T]):
     """How one collection is paged: in the order of `key`, whose parts have the types `kinds`.
 

@@ -13,13 +13,13 @@ import socket
 import stat
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import grpc
 
 from agent.errors import AgentError, FailedPrecondition, FieldViolation, InvalidArgument
+from agent.frozen import frozen
 
 MAX_PATH_BYTES = 107  # sockaddr_un.sun_path has 108 bytes, one of them for the final NUL
 PROBE_SECONDS = 1.0  # connecting to a local socket takes microseconds; a full backlog blocks
@@ -38,7 +38,7 @@ class SocketSettings(Protocol):
     def mode(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BoundSocket:
     """A socket file that is ours, by inode: a later agent's file at the same path is not."""
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from agent.artifacts.errors import ArtifactError
 from agent.artifacts.pulls import Pulls
+from agent.frozen import frozen
 from agent.settings import FetchConfig, ImagesConfig
 
 __all__ = ["ArtifactError", "Fetched", "SourcePolicy"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SourcePolicy:
     """What the node allows. `directories` bounds file:, None means anywhere; `cache` keeps what was verified."""
 
@@ -28,7 +29,7 @@ class SourcePolicy:
     pulls: Pulls = field(default_factory=Pulls)  # those under way
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fetched:
     """A model's first (mostly only) file, or the directory of a model of several. `digest` is "" where the source
     publishes none; of a directory it is that of the list of its files."""

@@ -20,9 +20,11 @@ import re
 import secrets
 import stat
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from agent.frozen import frozen
 
 #: Bytes of a record: a name and a digest for each file of a model.
 _MOST_RECORD = 16 * 1024**2
@@ -31,7 +33,7 @@ MOST_FILES = 10_000
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class KeptFile:
     """One verified file of a snapshot."""
 
@@ -43,7 +45,7 @@ class KeptFile:
     inode: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Kept:
     """A variant that is whole on this node."""
 

@@ -12,13 +12,14 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from agent.artifacts.errors import ArtifactError, corrupt, refused, unavailable
 from agent.artifacts.job import Job
+from agent.frozen import frozen
 from agent.status import DiagnosisCode, Progress
 
 #: Children that end without an answer, in a row and without a byte more, until the pull ends with them.
@@ -44,7 +45,7 @@ Show = Callable[[Progress], None]
 MakeRoom = Callable[[int], Awaitable[bool]]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pulled:
     """What a child brought."""
 

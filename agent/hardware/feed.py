@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Protocol
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
+from agent.frozen import frozen
 from agent.hardware import vendors
 from agent.hardware.inventory import Detection, Fault, Sample
 from agent.hardware.messages import EXIT_REPLACE, PRESENCE_PERIODS, Message
@@ -64,7 +64,7 @@ class Listener(Protocol):
         """Whether devices are watched: True they are, None there are none, False they are not at the moment."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _End:
     """How a watcher ended: why (a reason as `Listener.watcher` gets it), and a sentence about it."""
 

@@ -15,10 +15,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
+from agent.frozen import frozen
 from agent.hardware.inventory import Fault, Sample
 from agent.hardware.xids import Effect, Xid, xid
 from agent.status import DeviceCondition
@@ -38,7 +39,7 @@ class Presence(StrEnum):
     RETURNED = "returned"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ground:
     """One reason for a condition: a stable CamelCase code, and a sentence that says what to do."""
 
@@ -65,7 +66,7 @@ SLOWDOWNS: Mapping[str, Ground] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Health:
     """The state of one device. The first four are for others; the rest is what they are made from."""
 

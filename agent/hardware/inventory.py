@@ -6,15 +6,17 @@ seconds. What is not known is None or empty: nothing in here is guessed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
+
+from agent.frozen import frozen
 
 #: How two devices reach each other, nearest first. The words of `nvidia-smi topo -m`; xgmi is AMD's NVLink.
 LinkKind = Literal["nvlink", "xgmi", "pix", "pxb", "phb", "node", "sys"]
 MemoryKind = Literal["dedicated", "unified"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Memory:
     """Bytes of host memory. `available` is what can be taken without swapping, page cache counted as free."""
 
@@ -23,7 +25,7 @@ class Memory:
     swap: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NumaNode:
     """Logical CPUs and memory that are near each other."""
 
@@ -32,7 +34,7 @@ class NumaNode:
     memory_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PciLink:
     """Where a device sits, and how wide its link is. A link at rest runs at a lower generation: compare the maxima."""
 
@@ -43,7 +45,7 @@ class PciLink:
     max_width: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Facts:
     """What no driver says of a model of device; from the table of `agent.hardware.catalog`, never over a live value."""
 
@@ -55,7 +57,7 @@ class Facts:
     native_fp4: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Device:
     """One schedulable accelerator: a whole GPU, or a slice of one. A sliced GPU is itself no device."""
 
@@ -78,7 +80,7 @@ class Device:
     facts: Facts | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Link:
     """The nearest way between two devices, by id (`a` < `b`); `lanes` counts NVLinks or XGMI links, 0 otherwise."""
 
@@ -88,7 +90,7 @@ class Link:
     lanes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Driver:
     """The kernel driver of a vendor, and the newest runtime API it can serve."""
 
@@ -97,7 +99,7 @@ class Driver:
     api: str = ""  # "CUDA 13.0", "ROCm 7.0"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Problem:
     """Why devices, or one device, cannot be seen as they should be. `code` is stable, CamelCase."""
 
@@ -107,7 +109,7 @@ class Problem:
     vendor: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Detection:
     """What one vendor's part found. A vendor whose hardware is absent gives an empty one; one whose hardware is
     there but cannot be used says why in `problems`."""
@@ -119,7 +121,7 @@ class Detection:
     problems: tuple[Problem, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeviceProcess:
     """A process that holds device memory. `memory_bytes` is None where the driver does not tell it (WSL, vGPU)."""
 
@@ -129,7 +131,7 @@ class DeviceProcess:
     command: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sample:
     """One look at one device. None: the driver does not say. A look that failed has `problem` and no numbers."""
 
@@ -152,7 +154,7 @@ class Sample:
     problem: Problem | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fault:
     """Something the driver told by itself: an XID, an ECC error. `number` is the XID; 0 for other kinds."""
 
@@ -163,7 +165,7 @@ class Fault:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Disk:
     """The file system that holds one of the agent's directories. `purpose`: "state", "cache", "logs", "models"."""
 
@@ -174,7 +176,7 @@ class Disk:
     free: int  # for this user
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ContainerRuntime:
     """A container engine on this host. `problem` says why it cannot be used; "" where it can."""
 
@@ -186,7 +188,7 @@ class ContainerRuntime:
     problem: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class System:
     """Settings of the host that engines stumble over. None: not known."""
 
@@ -199,7 +201,7 @@ class System:
     device_cgroup_denies: tuple[str, ...] = ()  # device files that exist but may not be opened from here
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Inventory:
     """What detection found on the host."""
 

@@ -7,8 +7,8 @@ by a sample with that token or a later one; `detect` asks to look for devices an
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
+from agent.frozen import frozen
 from agent.hardware.inventory import Detection, Fault, Sample
 
 #: Exit status by which a watcher asks for a new one (EX_TEMPFAIL); 0 says that there is nothing to watch.
@@ -18,7 +18,7 @@ EXIT_REPLACE = 75
 PRESENCE_PERIODS = 12
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Message:
     """At most one of the four is set. With none it says that the watcher is alive, and has nothing else to say."""
 
@@ -31,11 +31,11 @@ class Message:
 
 def encode(message: Message) -> bytes:
     """One line. All fields of the data are named, so that the reader may be of another version."""
-    fields = {name: value for name in Message.__slots__ if (value := getattr(message, name))}
+    said = {name: value for name, value in _fields(message).items() if value}
     if message.vendors is not None:
-        fields["vendors"] = message.vendors
+        said["vendors"] = message.vendors
     # A process may be called by bytes that are no text, and JSON readers refuse what stands for them.
-    return _encode(fields).encode("utf-8", "replace") + b"\n"
+    return _encode(said).encode("utf-8", "replace") + b"\n"
 
 
 def _fields(data: object) -> dict[str, object]:

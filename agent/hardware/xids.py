@@ -8,8 +8,9 @@ quarantine it. Rows that differ from their bucket say why.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
+
+from agent.frozen import frozen
 
 
 class Effect(StrEnum):
@@ -21,7 +22,7 @@ class Effect(StrEnum):
     LOST = "lost"  # the same, and the driver does not reach it any more
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Xid:
     """One error: `what` happened, and what to do about it."""
 

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Protocol
 
+from agent.frozen import frozen
 from agent.status import ExitStatus
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Identity:
     """Who an instance is; carried by the instance itself, so that it is found again whatever dies."""
 
@@ -31,7 +32,7 @@ class Identity:
     instance: str  # unique id of this instance
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Resources:
     """Kernel-enforced limits; None means not limited."""
 
@@ -40,7 +41,7 @@ class Resources:
     pids: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mount:
     """A file or folder of the host, seen inside of a container at `target`."""
 
@@ -49,7 +50,7 @@ class Mount:
     read_only: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Container:
     """What a launch in a container needs beyond a command. What it never gets is not here: privileges, capabilities,
     the host's network."""
@@ -72,7 +73,7 @@ class Container:
     log_files: int = 2
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LaunchRequest:
     """Everything needed to start an instance. `environment` may hold resolved secrets: never log it."""
 
@@ -85,7 +86,7 @@ class LaunchRequest:
     container: Container | None = None  # None: a native process
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Handle:
     """How to find an instance again: plain JSON data, stored right after the launch."""
 
@@ -93,7 +94,7 @@ class Handle:
     data: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Usage:
     """One sample of a live instance. Bytes are cumulative reads; memory is resident bytes of all its processes."""
 
@@ -103,14 +104,14 @@ class Usage:
     pids: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Adopted:
     """The instance still runs and is ours again."""
 
     handle: Handle
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ended:
     """The instance is over. `exit` may be of unknown status (reboot, power loss)."""
 

@@ -14,10 +14,11 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from agent.frozen import frozen
 from agent.runtimes import procfs
 from agent.runtimes.base import Resources
 
@@ -32,7 +33,7 @@ class _Unusable(Exception):
     """Why groups cannot be made in a hierarchy."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Mount:
     """A mounted hierarchy: where, and the agent's own group in it."""
 
@@ -40,7 +41,7 @@ class Mount:
     own: Path
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Location:
     """Where groups of instances are made."""
 
@@ -54,7 +55,7 @@ class Location:
         return "tasks" if self.version == 1 else "cgroup.procs"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Group:
     """What was made for an instance: `paths[0]` is for tracking; every member is in all of them.
 
@@ -66,7 +67,7 @@ class Group:
     enforcement: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Cgroups:
     """Where groups can be made, per controller, and why not where they cannot."""
 

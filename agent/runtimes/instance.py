@@ -11,10 +11,11 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from agent.frozen import frozen
 from agent.runtimes import cgroups, identity, procfs
 from agent.runtimes.base import Identity
 from agent.status import ExitStatus
@@ -28,7 +29,7 @@ EXEC_PAUSES = (0.0, 0.001, 0.004)
 _SIGNALS = 64
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Instance:
     """What a handle holds. `pid` is the shim's, and so the id of its session and group; 0 if it was never seen.
 
@@ -52,8 +53,8 @@ class Instance:
             raise ValueError(f"not the handle of a process instance: {error}") from error
 
     def data(self) -> dict[str, Any]:
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return {**fields, "cgroups": list(self.cgroups), "enforcement": list(self.enforcement)}
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**known, "cgroups": list(self.cgroups), "enforcement": list(self.enforcement)}
 
     def prepare(self) -> None:
         """Keep what is known before the launch, for the case that the handle is never stored."""

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cache
+
+from agent.frozen import frozen
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _CHUNK_BYTES = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Stat:
     """The fields of `/proc/PID/stat` that matter here; `start` is in clock ticks since boot."""
 
@@ -27,7 +28,7 @@ class Stat:
     cpu_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sample:
     """What one process uses. `mapped_bytes` are resident pages of files, `read_bytes` came through read(2)."""
 

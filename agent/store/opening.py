@@ -13,11 +13,12 @@ import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from agent.errors import StoreError
+from agent.frozen import frozen
 from agent.store import files, salvage, schema, wal
 from agent.store.records import Loaded, Quarantined
 from agent.store.rows import (
@@ -49,7 +50,7 @@ TABLES: tuple[Table[Any], ...] = (META, DEPLOYMENTS, INSTANCES, EVENTS, REQUESTS
 _UID = re.compile(r"[0-9a-f]{32}")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Opened:
     """A connection and what was read through it. `problem` is set where it leads to a copy in memory only."""
 

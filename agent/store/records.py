@@ -7,12 +7,13 @@ acknowledged is on disk (WAL, synchronous=FULL).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from agent.frozen import frozen
 from agent.status import Desired, Event
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeploymentRecord:
     """A deployment as it is desired, with the part of the supervisor's state that must outlive the agent."""
 
@@ -28,7 +29,7 @@ class DeploymentRecord:
     updated_at: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class InstanceRecord:
     """One run. Written before the launch (handle_json empty), right after it, at READY, and at its end."""
 
@@ -52,7 +53,7 @@ class InstanceRecord:
     granted_json: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RequestRecord:
     """An answered change, for idempotency: the same request id with the same digest gets the same answer."""
 
@@ -64,7 +65,7 @@ class RequestRecord:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class MeasurementRecord:
     """What one start of an engine was seen to use of memory; agent.planning.ledger says what the columns mean."""
 
@@ -78,50 +79,50 @@ class MeasurementRecord:
     terms_json: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PutDeployment:
     record: DeploymentRecord
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DropDeployment:
     """Removes the deployment and its instances; its events stay."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PutInstance:
     record: InstanceRecord
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DropInstance:
     id: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PutEvent:
     event: Event
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PutRequest:
     record: RequestRecord
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PutMeta:
     key: str
     value: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PutMeasurement:
     record: MeasurementRecord
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DropMeasurement:
     id: str
 
@@ -139,7 +140,7 @@ Change = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Quarantined:
     """A damaged record or file that was set aside: what it was, where it is now, what was wrong."""
 
@@ -148,7 +149,7 @@ class Quarantined:
     problem: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Loaded:
     """Everything that was readable at start."""
 

@@ -12,12 +12,13 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from enum import StrEnum
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
+from agent.frozen import frozen
 from agent.status import Event
 from agent.store.records import DeploymentRecord, InstanceRecord, MeasurementRecord, RequestRecord
 
@@ -30,7 +31,7 @@ class Damaged(ValueError):
     """A row, or the whole database, is not what was written; the message says in which way."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Meta:
     """One fact about the store itself, or about the node."""
 
@@ -38,7 +39,7 @@ class Meta:
     value: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PlanRow:
     """A plan, once for all instances that were made by it. `digest` is the sha256 of its text."""
 
@@ -46,7 +47,7 @@ class PlanRow:
     plan_json: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetAside:
     """A damaged row, kept for people: `row_json` is the list of its columns."""
 

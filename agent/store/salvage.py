@@ -26,6 +26,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.frozen import frozen
 from agent.store import files, rows, schema, wal
 from agent.store.rows import QUARANTINE, Damaged, Row, SetAside
 
@@ -45,7 +46,7 @@ class Salvaged:
     bad: dict[tuple[str, str], SetAside] = field(default_factory=dict)  # by table and content
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Source:
     """A database file to read from, and the way to open it."""
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from agent.frozen import frozen
 
 #: Frames (4 KiB pages) after which SQLite moves the WAL into the database: 2 ms every hundred writes or so, for a
 #: WAL of about 1 MiB, which `problem_of` reads in some 20 ms.
@@ -28,7 +29,7 @@ _STEP = _FRAME.size + PAGE
 _MAGIC = 0x377F0682  # + 1: the checksums read big-endian words
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Frame:
     """One page as it was written. `valid`: it belongs here, and its checksum continues the previous one's."""
 

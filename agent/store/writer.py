@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -21,6 +21,7 @@ from typing import Any
 
 from agent import failpoints
 from agent.errors import StoreError
+from agent.frozen import frozen
 from agent.store import files
 from agent.store.backup import BackupKeeper
 from agent.store.opening import Opened, open_writable
@@ -29,7 +30,7 @@ from agent.store.opening import Opened, open_writable
 GROUP = 64
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Job:
     """Work on the connection. That of a `change` is committed; other work only reads."""
 

@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from agent.artifacts import cache, holdings, removal
 from agent.artifacts.holdings import Holding
 from agent.artifacts.job import Job
 from agent.errors import Conflict, FailedPrecondition, FieldViolation, InvalidArgument, NotFound, Unavailable
+from agent.frozen import frozen
 from agent.settings import NodeConfig
 from agent.status import Event
 from agent.store.records import PutRequest, RequestRecord
@@ -48,7 +49,7 @@ REMOVE_DEADLINE = 300.0
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outside:
     """What is asked of the rest of the node."""
 
@@ -59,7 +60,7 @@ class Outside:
     images: Callable[[], Awaitable[Sequence[ArtifactStatus]]]  # of the container engine
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Seen:
     """The cache at one moment."""
 

@@ -8,11 +8,12 @@ import json
 import uuid
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 from agent.engines import ENGINES
 from agent.errors import Conflict, FailedPrecondition, InvalidArgument, StoreError
+from agent.frozen import frozen
 from agent.planning.admission import admit
 from agent.settings import NodeConfig
 from agent.spec import DeploymentSpec, parse_spec
@@ -27,7 +28,7 @@ from agent.supervision.services import Services
 Outcome = Literal["created", "replaced", "unchanged"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Request:
     """One change as it came in: what it is called, and the digest under which a repetition is recognised."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
+from agent.frozen import frozen
 from agent.planning.plan import Plan
 from agent.runtimes.base import Handle
 from agent.status import Diagnosis, ExitStatus, Granted, ProbeKind, ProbeVerdict
@@ -18,7 +19,7 @@ from agent.supervision.machine import State, Want
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Saved:
     """A state with the boot whose clock its times belong to."""
 
@@ -26,7 +27,7 @@ class _Saved:
     state: State
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Verdicts:
     probes: tuple[ProbeVerdict, ...]
 

@@ -8,8 +8,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from agent.frozen import frozen
 from agent.supervision.machine import Action, Observation, Rules, State, absorb
 from agent.supervision.transitions import EVENT_RULES, LEVEL_RULES, Rule
 
@@ -17,7 +16,7 @@ from agent.supervision.transitions import EVENT_RULES, LEVEL_RULES, Rule
 MAX_CHAIN = 8
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fired:
     """A row that fired, with the message that the state had right after it."""
 
@@ -25,7 +24,7 @@ class Fired:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Decision:
     """The new state, what to do in this order, and why."""
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from agent.errors import NotFound, StoreError
+from agent.frozen import frozen
 from agent.hardware import health as rules
 from agent.hardware.feed import Feed
 from agent.hardware.health import Health, Presence
@@ -67,7 +68,7 @@ class Entry:
     owners: dict[int, str] = field(default_factory=dict)  # of the processes in the last sample: pid -> instance
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outside:
     """What the registry asks of the rest of the node."""
 
@@ -167,7 +168,8 @@ class Devices:
             self._announce("DeviceReturned", f"{_name(device)} is back")
             self._assess(entry, rules.assess(entry.health, Presence.RETURNED, clock.wall()))
         if entry.device != device:
-            changed = [name for name in device.__slots__ if getattr(device, name) != getattr(entry.device, name)]
+            names = (each.name for each in fields(device))
+            changed = [name for name in names if getattr(device, name) != getattr(entry.device, name)]
             if set(changed) != {"pci"}:  # a link at rest changes its generation all the time
                 self._announce("DeviceChanged", f"{_name(device)} changed: {', '.join(changed)}")
             entry.device, entry.detail_json = device, _detail(device)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from agent.frozen import frozen
 from agent.planning.plan import GIB, Plan
 from agent.status import DeviceUse
 
@@ -12,7 +12,7 @@ from agent.status import DeviceUse
 TURNS = 2
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Judgement:
     """One condition of a deployment: `status` true is good, None is not known. `kind` is its name in the policy; "":
     nothing but telling is done about it.

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from agent.frozen import frozen
 
-@dataclass(frozen=True, slots=True)
+
+@frozen
 class Candidate:
     """One artifact. Its `contents` are files by path, with their bytes on the disk."""
 
@@ -22,7 +23,7 @@ class Candidate:
     kept_for: str = ""  # why it must stay; "": nobody wants it
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Marks:
     """`high`, `low`: fractions of the disk in use. Ages in seconds."""
 
@@ -46,7 +47,7 @@ class Disk(NamedTuple):
         return max(0, round((self.used - mark) * self.total))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Removal:
     key: str
     frees: int  # bytes, after those before it went

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from agent.artifacts import source_hf, source_remote, sources
 from agent.artifacts.base import ArtifactError, SourcePolicy
+from agent.frozen import frozen
 from agent.models.errors import ProfileError
 from agent.models.profile import ModelProfile
 from agent.models.profiles import Profiles
@@ -53,7 +54,7 @@ _PICKLE = "its weights are pickle files only: who loads one runs the code in it"
 _NO_PICKLE = "look for a form of it in safetensors or GGUF; policy.pickle: true allows such files on this node"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Meaning:
     """What a reference can mean."""
 

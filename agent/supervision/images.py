@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from agent.artifacts.image_engine import ask
+from agent.frozen import frozen
 from agent.planning.plan import Image
 from agent.supervision.actor import Actor
 from agent.supervision.registry import Registry
@@ -22,7 +23,7 @@ from agent.supervision.service import ArtifactState, ArtifactStatus
 _DEADLINE = 4.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Want:
     """One deployment's, of an image that was pulled for it."""
 
@@ -56,7 +57,7 @@ async def held(socket: str, repositories: Collection[str], wants: Iterable[Want]
     return list(_statuses(found, repositories, wants))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Found:
     id: str
     names: tuple[str, ...]  # repository:tag

@@ -9,13 +9,14 @@ import os
 import secrets as random_ids
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import structlog
 
 from agent.engines.base import Engine
 from agent.errors import NotFound, StoreError
+from agent.frozen import frozen
 from agent.planning.plan import Plan
 from agent.runtimes import logs
 from agent.runtimes.base import Handle, Identity, LaunchRequest, Resources
@@ -40,7 +41,7 @@ COMPILED = "compiled"
 RECORD = "record.json"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Launch:
     """The intent as it is recorded, and the request as it is executed."""
 
@@ -48,7 +49,7 @@ class Launch:
     request: LaunchRequest
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Before:
     """The instance before: the port that it was to have (0: there was none), and its handle if it ran."""
 

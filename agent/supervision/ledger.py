@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +16,7 @@ import structlog
 
 from agent.engines import ENGINES
 from agent.errors import AgentError, StoreError
+from agent.frozen import frozen
 from agent.hardware.inventory import Inventory
 from agent.lazy import lazily
 from agent.models.parts import parts
@@ -53,7 +53,7 @@ class Hardware(Protocol):
     def inventory(self) -> Inventory: ...
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outside:
     """What the ledger asks of the rest of the node."""
 

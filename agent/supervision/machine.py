@@ -7,9 +7,10 @@ All times are seconds of CLOCK_BOOTTIME: they survive the agent (not a reboot) a
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 
+from agent.frozen import frozen
 from agent.spec import DeploymentSpec
 from agent.status import Desired, Diagnosis, DiagnosisCode, ExitStatus, Phase, ProbeKind, Verdict
 
@@ -26,7 +27,7 @@ class Goal(StrEnum):
     DELETE = "delete"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Want:
     """What the operator wants; an instance was made for one (generation, serial)."""
 
@@ -39,7 +40,7 @@ class Want:
         return (self.generation, self.serial)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rules:
     """The numbers of a spec that decisions depend on (seconds and counts)."""
 
@@ -85,7 +86,7 @@ class Rules:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class State:
     """Everything a decision may look at. Stored with the deployment; `restored` says what a new agent forgets."""
 
@@ -124,50 +125,50 @@ class State:
 # Observations -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Woken:
     """A timer ran out, or the periodic tick: look again."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wanted:
     want: Want
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Planned:
     bytes_to_load: int
     fetched: bool  # the artifact is known to be whole already: no fetching needed
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fetched:
     pass
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PrepareFailed:
     """Planning, fetching or launching failed before a process existed."""
 
     diagnosis: Diagnosis
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Launched:
     pass
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NotLaunched:
     """After the agent's restart: the intent was recorded, but no process was ever created."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rebooted:
     """After the host's restart: nothing that ran before runs any more, and no engine is to blame."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Probed:
     """The answer to a probe; `also`: other kinds that the same request speaks for."""
 
@@ -177,24 +178,24 @@ class Probed:
     also: tuple[ProbeKind, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Drifted:
     """It left its plan in a way that policy answers with a restart, or a device of it is gone."""
 
     diagnosis: Diagnosis
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LoadMoved:
     """Bytes were read or the log grew since the last look."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Drained:
     """No request is in flight any more."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Exited:
     """The main process ended; `diagnosis` is what it means if nobody asked for it."""
 
@@ -202,7 +203,7 @@ class Exited:
     diagnosis: Diagnosis
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Gone:
     """Every process of the instance is gone."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from agent.artifacts.base import ArtifactError, Fetched, SourcePolicy
 from agent.artifacts.pulls import Pulls
 from agent.engines import ENGINES
+from agent.frozen import frozen
 from agent.models.errors import ProfileError
 from agent.runtimes.threads import in_thread
 from agent.settings import NodeConfig
@@ -51,7 +52,7 @@ _Fingerprint = tuple[int, int, int]
 DETECTION_DEADLINE = 10.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Held:
     """What others hold at the moment of planning. Host memory in bytes, and the devices by id."""
 
@@ -77,7 +78,7 @@ class Hardware(Protocol):
         """Why no plan may have the device now; "" if it may."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Surroundings:
     """What plans are made within: a machine, and what is known of its engines."""
 

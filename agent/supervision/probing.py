@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from agent.engines.base import Activity, Engine, HttpReply, HttpRequest
 from agent.engines.measured import measured
+from agent.frozen import frozen
 from agent.planning.plan import Plan
 from agent.runtimes.base import Usage
 from agent.spec import Probes
@@ -27,7 +27,7 @@ PROGRESS_PERIOD = 1.0
 STARTUP_TIMEOUT = 5.0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Target:
     """Where and what to probe. `token` is the engine's API key, kept in memory only."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from agent.errors import NotFound
+from agent.frozen import frozen
 from agent.runtimes import logs
 from agent.store.records import InstanceRecord
 from agent.supervision import launching
@@ -42,7 +42,7 @@ def find_run(actor: Actor, instance: str, *, previous: bool) -> InstanceRecord |
     return records[0] if records else None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LogQuery:
     """Which log, and how much of it (`tail_lines` as in the API: 0 is everything, -1 only what is new)."""
 

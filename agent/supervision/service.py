@@ -7,10 +7,10 @@ All methods raise `agent.errors.AgentError`s. A change returns only when it is d
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
+from agent.frozen import frozen
 from agent.planning.ledger import Measurement
 from agent.planning.plan import Plan, Rejected
 from agent.status import (
@@ -26,7 +26,7 @@ from agent.status import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Applied:
     outcome: Literal["created", "replaced", "unchanged"]
     deployment: DeploymentStatus
@@ -43,7 +43,7 @@ class FitVerdict(StrEnum):
     NOT_SERVED = "not-served"  # memory is not the reason: no engine, policy, another task
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pool:
     """Memory of one kind, as the plan found it. What is left of `total` is the plan's own budget, or free. Bytes."""
 
@@ -54,7 +54,7 @@ class Pool:
     reserve: int = 0  # what no plan may use, by the node's policy
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Planned:
     """A dry run: a plan and the command it would run, or the reason why there is none."""
 
@@ -69,7 +69,7 @@ class Planned:
     pools: tuple[Pool, ...] = ()  # of the host, then of each device
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class KnownVariant:
     """One set of weight files of a model of the catalog."""
 
@@ -79,7 +79,7 @@ class KnownVariant:
     trust: str  # "maker", "vendor", "community"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class KnownModel:
     """A model of the catalog."""
 
@@ -94,7 +94,7 @@ class KnownModel:
     variants: tuple[KnownVariant, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fit:
     """Whether one model of the catalog fits, and how; `number` of `count` that are looked at."""
 
@@ -104,7 +104,7 @@ class Fit:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Change:
     """One message of a watch. Exactly one of the four is set."""
 
@@ -116,7 +116,7 @@ class Change:
     resume_token: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LogChunk:
     instance: str
     data: bytes
@@ -133,7 +133,7 @@ class ArtifactState(StrEnum):
     UNKNOWN = "unknown"  # an image, and the container engine cannot be asked; `kept_for` says why
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ArtifactStatus:
     """Weights on this node. Bytes; times are Unix seconds, None where they are not known."""
 
@@ -159,7 +159,7 @@ class ArtifactStatus:
     kept_for: str = ""  # why it is not removed to make room; "": it may be
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CacheDisk:
     """The file system of the cache. `high` and `low`: fractions in use, from which on and down to which is removed."""
 
@@ -170,13 +170,13 @@ class CacheDisk:
     low: float
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ArtifactList:
     artifacts: tuple[ArtifactStatus, ...]
     disk: CacheDisk | None  # None: it did not answer
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pulling:
     """One message of a pull; the last one has the artifact."""
 
@@ -185,14 +185,14 @@ class Pulling:
     artifact: ArtifactStatus | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Deleted:
     artifact: str
     source: str
     freed: int  # bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Collected:
     """One artifact that went, or would go. `freed`: bytes, after those before it went."""
 
@@ -201,7 +201,7 @@ class Collected:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Collection:
     """What was removed to make room, or would be; in order. `disk` is as it was before."""
 
@@ -210,7 +210,7 @@ class Collection:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Imported:
     """What came of an import, in measurements: taken, known before, and over the number that is kept."""
 
@@ -219,14 +219,14 @@ class Imported:
     dropped: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ConfigValue:
     field: str
     value: str  # JSON
     origin: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ConfigInForce:
     config: dict[str, Any]
     origins: tuple[ConfigValue, ...]

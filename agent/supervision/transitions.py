@@ -8,8 +8,9 @@ and a property test walks it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from agent.frozen import frozen
 from agent.status import Desired, Diagnosis, DiagnosisCode, Phase, ProbeKind, Severity, Verdict
 from agent.supervision import machine as m
 from agent.supervision.machine import Action, Goal, Observation, Rules, State
@@ -18,7 +19,7 @@ Guard = Callable[[State, Observation, Rules, float], bool]
 Effect = Callable[[State, Observation, Rules, float], State]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rule:
     """One row. `when` says the guard in words; `effect` may set what the phase alone does not say."""
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agent.artifacts import cache
 from agent.artifacts.holdings import Holding
+from agent.frozen import frozen
 from agent.planning.plan import Variant
 from agent.references import HubReference
 from agent.supervision.actor import Actor
@@ -22,7 +22,7 @@ from agent.supervision.registry import Registry
 from agent.supervision.service import ArtifactState, ArtifactStatus
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Want:
     """One deployment's. `variant` is its plan's; without one only the reference is known."""
 
@@ -32,7 +32,7 @@ class Want:
     variant: Variant | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Interest:
     """Who has to do with one holding."""
 

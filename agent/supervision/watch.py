@@ -9,9 +9,10 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from agent.errors import FieldViolation, InvalidArgument
+from agent.frozen import frozen
 from agent.status import DeploymentStatus, NodeStatus, Phase
 from agent.store.sqlite import Store
 from agent.supervision.service import Change
@@ -70,7 +71,7 @@ def _bad_token(problem: str) -> InvalidArgument:
     return InvalidArgument("invalid resume token", violations=(violation,))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Feed:
     """Where changes come from."""
 
