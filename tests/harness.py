@@ -58,6 +58,9 @@ case "$1" in --version) ;; *) [ -z "$GATE" ] || while [ ! -e "$GATE" ]; do sleep
 exec {python} -m agent.embedded.llama_server "$@"
 """
 
+#: Seconds for what shall come, less than pytest gives to a test: only a failure takes them, or a very busy machine.
+PATIENCE = 40.0
+
 #: Short periods, so that a test sees in a second what an operator sees in a minute.
 FAST_PROBES: dict[str, Any] = {
     "startup": {"period_seconds": 0.1},
@@ -122,7 +125,7 @@ class Daemon:
             self.wait_up()
         return self
 
-    def wait_up(self, timeout: float = 15.0) -> None:
+    def wait_up(self, timeout: float = PATIENCE) -> None:
         deadline = time.monotonic() + timeout
         while True:
             assert self.process is not None
@@ -145,7 +148,7 @@ class Daemon:
         self.process.kill()
         self.process.wait()
 
-    def stop(self, timeout: float = 10.0) -> int:
+    def stop(self, timeout: float = PATIENCE) -> int:
         assert self.process is not None
         self.process.terminate()
         return self.process.wait(timeout)
@@ -188,11 +191,11 @@ class Daemon:
         with self.client() as client:
             return client.get_deployment(name)
 
-    def wait(self, name: str = "m", phase: str = "ready", timeout: float = 20.0) -> pb.Deployment:
+    def wait(self, name: str = "m", phase: str = "ready", timeout: float = PATIENCE) -> pb.Deployment:
         return self.wait_until(lambda d: PHASE[d.phase] == phase, name, timeout, what=phase)
 
     def wait_until(
-        self, check: Callable[[pb.Deployment], bool], name: str = "m", timeout: float = 20.0, what: str = "so"
+        self, check: Callable[[pb.Deployment], bool], name: str = "m", timeout: float = PATIENCE, what: str = "so"
     ) -> pb.Deployment:
         """Watch until `check` holds; over restarts of the daemon, too."""
         deadline, last = time.monotonic() + timeout, None
@@ -290,7 +293,7 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     return into
 
 
-def wait_true(check: Callable[[], Any], timeout: float = 10.0, what: str = "") -> Any:
+def wait_true(check: Callable[[], Any], timeout: float = PATIENCE, what: str = "") -> Any:
     """Poll what has no event of its own."""
     deadline = time.monotonic() + timeout
     while not (value := check()):

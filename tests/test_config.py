@@ -346,7 +346,7 @@ FIELDS = [(*path, name) for path, model in sections(NodeConfig) for name in mode
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), TREES, min_size=1, max_size=4))
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_values_in_any_source_are_understood_or_refused(tmp_path, changes):
     """Never another exception than ours, and never without a word on where."""
     file = tmp_path / "agentd.yaml"

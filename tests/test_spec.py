@@ -416,13 +416,12 @@ def understood_or_refused(parse: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @given(JSON)
-@settings(deadline=None)
 def test_any_json_is_understood_or_refused(data):
     assert_understood_or_refused(data)
 
 
 @given(st.dictionaries(st.sampled_from(PATHS), JSON, min_size=1, max_size=3), st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_json_in_any_field_is_understood_or_refused(changes, inside):
     spec: dict[str, Any] = json.loads(json.dumps(FULL))
     for path, value in changes.items():
@@ -527,7 +526,7 @@ def test_yaml_scalars_mean_what_they_look_like(written, value):
 
 
 @given(st.text(st.sampled_from("ab:-[]{}&*!|>'\"%@`#?,~<=0123 \t\n.\x00é\U0001f600"), max_size=60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_is_yaml_or_refused(text):
     outcome = understood_or_refused(load_specs, text, "x.yaml")
     if isinstance(outcome, InvalidArgument):

@@ -28,7 +28,7 @@ FINE = {
     grpc.StatusCode.PERMISSION_DENIED,
 }
 
-few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 on_every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 
 

@@ -29,8 +29,8 @@ REFUSALS = {
     grpc.StatusCode.FAILED_PRECONDITION,
 }
 
-few = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
-many = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=15, suppress_health_check=list(HealthCheck))
+many = settings(max_examples=200, suppress_health_check=list(HealthCheck))
 
 
 class Target:

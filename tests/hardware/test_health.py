@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.hardware import health as rules
@@ -300,7 +300,6 @@ def test_a_record_that_cannot_be_read_is_a_quarantine(text):
     assert (health.since, *state(health)) == (50, C.QUARANTINED, "RecordDamaged")
 
 
-@settings(deadline=None)
 @given(st.text() | st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists).map(json.dumps))
 def test_no_record_stops_the_daemon(text):
     rules.from_json(text, 50.0)
@@ -326,7 +325,6 @@ SEEN = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(SEEN, max_size=12), st.integers(0, 12))
 def test_only_a_release_lifts_a_quarantine(seen, when):
     health = Health()
@@ -339,7 +337,6 @@ def test_only_a_release_lifts_a_quarantine(seen, when):
         assert (health.condition in {C.QUARANTINED, C.LOST}) if health.sticks else health.condition is not C.QUARANTINED
 
 
-@settings(deadline=None)
 @given(st.sampled_from([GOOD, OLD]), st.data())
 def test_whether_a_device_is_quarantined_does_not_depend_on_the_order_of_what_was_seen(kind, data):
     """Of one device, which always or never keeps account of bad memory, and was sampled at last."""
@@ -353,7 +350,6 @@ def _like(sample: Sample, kind: Sample) -> bool:
     return (sample.rows_remap_pending is None) == (kind.rows_remap_pending is None)
 
 
-@settings(deadline=None)
 @given(st.lists(SEEN, max_size=12))
 def test_a_reason_is_a_stable_word_and_every_bad_condition_has_a_sentence(seen):
     health = after(*seen)

@@ -452,7 +452,7 @@ def outcome(description: Any) -> Simulated | InvalidArgument:
         return error
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(DESCRIPTION | SOUND | ANYTHING)
 def test_any_description_is_a_machine_or_refused_with_fields(description):
     told = outcome(description)
@@ -465,7 +465,7 @@ def test_any_description_is_a_machine_or_refused_with_fields(description):
         assert all(found.field.startswith("hardware") and found.rule for found in told.violations)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=20) | st.lists(IDS | st.text(max_size=3), max_size=3).map(":".join))
 def test_any_text_is_a_machine_or_refused(text):
     told = outcome(text)

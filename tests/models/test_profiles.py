@@ -203,7 +203,7 @@ async def test_an_inspection_that_is_killed_means_a_file_that_cannot_be_read(
     assert code == DiagnosisCode.MODEL_CORRUPT
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_damaged_header_gives_a_profile_or_a_refusal_and_nothing_else(
     data: st.DataObject, model: Path, tmp_path: Path

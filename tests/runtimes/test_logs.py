@@ -123,7 +123,7 @@ def test_the_head_begins_in_the_oldest_part_that_is_kept(log: Path) -> None:
     assert logs.head_text(log, 11) == "first \ufffd\nsec"
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     parts=st.lists(st.text("ab\n", max_size=12), min_size=1, max_size=3),
     tail_lines=st.integers(min_value=1, max_value=12),

@@ -159,7 +159,7 @@ async def test_a_write_that_fails_does_not_fail_those_that_share_its_commit(stor
     assert await store.events("", before_seq=0, limit=9) == (*first, *last)  # nothing of the failed one
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(groups=st.lists(st.lists(st.sampled_from("abcd"), min_size=1, max_size=4), min_size=1, max_size=20))
 def test_concurrent_writes_are_all_there_once_in_order_and_whole(
     tmp_path_factory: pytest.TempPathFactory, groups: list[list[str]]
@@ -183,7 +183,7 @@ def test_concurrent_writes_are_all_there_once_in_order_and_whole(
     asyncio.run(run())
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(message=st.text(st.characters(codec=None)), number=st.integers(-(2**63), 2**63 - 1))
 async def test_any_text_and_number_is_stored(store: Store, message: str, number: int) -> None:
     """Surrogates, as in file names that are no UTF-8, come back escaped; all else as it was."""

@@ -286,7 +286,7 @@ OBSERVATIONS = st.one_of(
 LIVE = {Phase.LOADING, Phase.READY, Phase.UNREADY, Phase.DRAINING, Phase.STOPPING, Phase.STUCK}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(st.tuples(OBSERVATIONS, st.floats(0, 400)), max_size=40))
 def test_any_history_keeps_the_invariants(history: list[tuple[Observation, float]]) -> None:
     """No second launch while an instance may live; no launch unless running is wanted; deleted is the end."""
@@ -309,7 +309,7 @@ def test_any_history_keeps_the_invariants(history: list[tuple[Observation, float
             assert wake is not None, "nothing waits for ever"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(OBSERVATIONS, st.floats(0, 400)), max_size=40))
 def test_from_anywhere_a_stop_and_a_delete_arrive(history: list[tuple[Observation, float]]) -> None:
     """However it got where it is: with processes that obey KILL, a deletion ends within the ladder's time."""
