@@ -69,6 +69,7 @@ class Capabilities:
     tasks: frozenset[str]
     accelerators: frozenset[str]  # "cpu", "cuda", "rocm", "sycl", "metal", "vulkan": of any of its builds
     kv_cache_dtypes: Mapping[str, float]  # name -> bytes per element
+    split: bool = True  # it reads a GGUF that is split into several files
     context_extending_flags: frozenset[str] = frozenset()  # with one of these, more than the trained context is meant
     #: RANKS: with one of these, something takes memory of the engine's share that no plan counts: its cache is smaller.
     sharing_flags: frozenset[str] = frozenset()
@@ -230,7 +231,7 @@ class Engine(Protocol):
         """One token (or one embedding) for real."""
 
     def loading(self, reply: HttpReply) -> bool:
-        """Whether this reply to the startup probe means "still loading" rather than "broken"."""
+        """Whether this reply to the startup probe means "still loading" rather than "broken", or than "up"."""
 
     def activity_request(self, plan: Plan) -> HttpRequest: ...
 

@@ -71,7 +71,7 @@ class LlamaCpp:
             {
                 Hardware.CPU: 10, Hardware.APPLE: 20, Hardware.NVIDIA: 40, Hardware.NVIDIA_SMALL: 10,
                 Hardware.NVIDIA_OLD: 10, Hardware.AMD: 30, Hardware.AMD_SMALL: 10, Hardware.INTEL: 10,
-                "development": 20,
+                "development": 10,
             }
         ),
     )  # fmt: skip

@@ -1,6 +1,7 @@
-"""Ollama: the adapter, for plans. No instance of it is started on this node; docs/reference/engines/ollama.md says why.
+"""Ollama: the adapter. Its launcher (`agent/embedded/ollama.sh`) makes a store of links, and has the model loaded.
 
-Facts are from the source of v0.33 (`envconfig/config.go`, `server/`, `llm/llama_server.go`); nothing of it ran here.
+Facts are from the source of v0.33 (`envconfig/config.go`, `manifest/`, `server/`, `llm/llama_server.go`); nothing of it
+ran here.
 """
 
 # ruff: noqa: ARG002 - the signatures are those of all engines, whether this one needs each argument or not
@@ -8,8 +9,12 @@ Facts are from the source of v0.33 (`envconfig/config.go`, `server/`, `llm/llama
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
+from pathlib import Path
 from types import MappingProxyType
 
 from agent.engines import openai
@@ -18,6 +23,7 @@ from agent.engines.base import (
     Activity,
     Capabilities,
     Command,
+    Containerized,
     EngineDefaults,
     Hardware,
     HttpReply,
@@ -25,6 +31,7 @@ from agent.engines.base import (
     Located,
     Metric,
 )
+from agent.engines.executables import configured_or_on_path, version
 from agent.engines.llama_cpp_memory import CACHE_BYTES, PHYSICAL_BATCH
 from agent.engines.llama_cpp_memory import memory_terms as llama_cpp_terms
 from agent.engines.ollama_failures import diagnose
@@ -35,6 +42,15 @@ from agent.planning.memory.base import MIB
 from agent.planning.memory.ollama import RESERVE
 from agent.planning.plan import Limits, MemoryTerm, Placement, Plan
 from agent.status import Diagnosis, ExitStatus, Granted
+
+_LAUNCHER = Path(__file__).parent.parent / "embedded" / "ollama.sh"
+#: Where a server of another version runs on this host, that one's is told first.
+_VERSION_SAID = re.compile(r"(?s)(?:.*client )?version is (\S+)")
+#: Folders of the libraries beside the executable, as its archive has them -> what they compute on.
+_LIBRARIES: Mapping[str, str] = MappingProxyType({"cuda_*": "cuda", "rocm*": "rocm"})
+#: `types/model/name.go`: [NAMESPACE/]MODEL[:TAG].
+_NAME = re.compile(r"(?:(\w[\w-]{0,79})/)?(\w[\w.-]{0,79})(?::(\w[\w.-]{0,79}))?", re.ASCII)
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 _RESERVE = MemoryTerm("reserve", RESERVE, "Ollama leaves it free of each device")
 #: The server in front of llama-server, written in Go.
@@ -73,13 +89,12 @@ class Ollama:
         tasks=frozenset({"chat", "completion", "embedding"}),
         accelerators=frozenset({"cpu", "cuda", "rocm", "metal"}),
         kv_cache_dtypes=MappingProxyType({name: CACHE_BYTES[name] for name in ("f16", "q8_0", "q4_0")}),
-        not_run="ollama can only be planned: it copies a model's weights before it serves them, so use llama.cpp, "
-        "which reads the same file in place",
+        split=False,
         suits=MappingProxyType(
             {
                 Hardware.CPU: 20, Hardware.APPLE: 30, Hardware.NVIDIA: 70, Hardware.NVIDIA_SMALL: 40,
                 Hardware.NVIDIA_OLD: 20, Hardware.AMD: 50, Hardware.AMD_SMALL: 20, Hardware.INTEL: 40,
-                "development": 10,
+                "development": 20,
             }
         ),
     )  # fmt: skip
@@ -100,14 +115,21 @@ class Ollama:
         ),
     )
     metrics: Mapping[Metric, str] = MappingProxyType({})  # not offered
-    container = None  # see `not_run`
+    #: Whatever it writes lies in the store that the launcher makes, below /tmp.
+    container = Containerized(("/bin/ollama",), read_only_root=True, any_user=True, files=(str(_LAUNCHER),))
 
     def __init__(self) -> None:
         text = resources.files("agent.engines").joinpath("ollama_variables.txt").read_text(encoding="utf-8")
         self._variables = {line for line in text.splitlines() if line and not line.startswith("#")}
 
     def locate(self, configured: Sequence[str] | None) -> Located | None:
-        return None
+        native = configured_or_on_path(configured, self.executable)
+        if native is None:
+            return None
+        argv, origin = native
+        libraries = Path(argv[0]).resolve().parent.parent / "lib" / "ollama"
+        found = {accelerator for pattern, accelerator in _LIBRARIES.items() if any(libraries.glob(pattern))}
+        return Located(argv, version(argv, _VERSION_SAID), origin, frozenset({"cpu", *found}))
 
     def device_layers(self, profile: ModelProfile) -> int:
         return profile.layers + 1
@@ -138,7 +160,7 @@ class Ollama:
     def command(self, plan: Plan, host: str, port: int) -> Command:
         limits = plan.limits
         environment = {
-            **plan.placement.environment,
+            **(plan.placement.environment if plan.devices else _NO_DEVICE),
             "OLLAMA_HOST": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
             "OLLAMA_NUM_PARALLEL": str(limits.max_num_seqs),
             "OLLAMA_CONTEXT_LENGTH": str(limits.max_model_len),  # of each request; it multiplies itself
@@ -148,15 +170,19 @@ class Ollama:
             "OLLAMA_KEEP_ALIVE": "-1",  # it would unload after five minutes without a request
             "OLLAMA_NO_CLOUD": "1",
             "OLLAMA_NOPRUNE": "1",
+            "OLLAMA_VULKAN": "0",  # it would see devices that are not the plan's
             # Its environment reaches llama-server, whose prompt cache of 8 GiB in host memory it leaves on.
             "LLAMA_ARG_CACHE_RAM": "0",
             **({"OLLAMA_SCHED_SPREAD": "1"} if len(plan.devices) > 1 else {}),
         }
-        return Command((*plan.binary, "serve"), environment)
+        prompt = "a" if plan.task == "embedding" else ""  # `ollama run` wants something to embed
+        store = (part for entry in _store(plan) for part in entry)
+        argv = ("/bin/sh", str(_LAUNCHER), plan.model_name, prompt, *store, "--", *plan.binary)
+        return Command(argv, environment)
 
     def startup_probe(self, plan: Plan) -> HttpRequest:
-        """It loads a model when it is first asked for: /api/version answers long before."""
-        return self.inference_probe(plan)
+        """The models that are loaded: /api/version answers long before one is."""
+        return _LOADED
 
     def readiness_probe(self, plan: Plan) -> HttpRequest:
         return _VERSION
@@ -172,7 +198,7 @@ class Ollama:
         return openai.post("/api/generate", {**model, "prompt": "a", "raw": True, "stream": False, "options": options})
 
     def loading(self, reply: HttpReply) -> bool:
-        return reply.status == 0
+        return reply.status == 0 or (reply.status == 200 and not _models(reply))
 
     def activity_request(self, plan: Plan) -> HttpRequest:
         return _LOADED
@@ -185,12 +211,10 @@ class Ollama:
 
     def parse_granted(self, replies: Sequence[HttpReply]) -> Granted:
         """Of the model that is loaded; how many requests it takes at once is nowhere told."""
-        body = openai.decoded(replies[0])
-        models = body.get("models") if isinstance(body, dict) else None
-        first = models[0] if isinstance(models, list) and models else None
-        if not isinstance(first, dict):
+        models = _models(replies[0])
+        if not models or not isinstance(models[0], dict):
             return Granted()
-        name, length = first.get("name"), first.get("context_length")
+        name, length = models[0].get("name"), models[0].get("context_length")
         return Granted(
             max_model_len=length if isinstance(length, int) else None,
             model=name.removesuffix(":latest") if isinstance(name, str) else "",
@@ -208,3 +232,72 @@ class Ollama:
 
 _VERSION = HttpRequest("GET", "/api/version")
 _LOADED = HttpRequest("GET", "/api/ps")
+_NO_DEVICE = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1", "ROCR_VISIBLE_DEVICES": "-1"}
+
+
+def _models(reply: HttpReply) -> list[object]:
+    """What /api/ps lists: a model is on it from the end of its load."""
+    body = openai.decoded(reply)
+    models = body.get("models") if isinstance(body, dict) else None
+    return models if isinstance(models, list) else []
+
+
+def _store(plan: Plan) -> Sequence[tuple[str, str]]:
+    """A store with the plan's model, as `manifest/manifest.go` reads it: paths in it, each with its content; the first
+    is that of the weights, with where they are.
+    """
+    variant, limits = plan.variant, plan.limits
+    config = _text(
+        {
+            "model_format": "gguf",
+            "model_family": variant.architecture,
+            "model_families": [variant.architecture],
+            "file_type": variant.quantization,
+        }
+    )
+    parameters = _text(
+        {
+            "num_gpu": sum(plan.placement.layers),  # as many layers as are planned, not as it estimates
+            "num_thread": limits.threads,
+            "num_batch": limits.max_num_batched_tokens,
+        }
+    )
+    # Of a file in its store it never looks at the digest again: where none is known, that of the path is as good.
+    weights = variant.digest if _DIGEST.fullmatch(variant.digest) else _digest(variant.path)
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+        "config": _layer("application/vnd.docker.container.image.v1+json", _digest(config), len(config)),
+        "layers": [
+            _layer("application/vnd.ollama.image.model", weights, variant.bytes),
+            _layer("application/vnd.ollama.image.params", _digest(parameters), len(parameters)),
+        ],
+    }
+    return (
+        (_blob(weights), variant.path),
+        (_manifest(plan.model_name), _text(manifest)),
+        *((_blob(_digest(text)), text) for text in (config, parameters)),
+    )
+
+
+def _layer(kind: str, digest: str, size: int) -> Mapping[str, object]:
+    return {"mediaType": kind, "digest": digest, "size": size}
+
+
+def _manifest(name: str) -> str:
+    """Where the manifest of that name lies: inside of the store, also of one that Ollama will refuse."""
+    match = _NAME.fullmatch(name)
+    namespace, model, tag = match.groups() if match else (None, "refused", None)
+    return f"manifests/registry.ollama.ai/{namespace or 'library'}/{model}/{tag or 'latest'}"
+
+
+def _blob(digest: str) -> str:
+    return f"blobs/{digest.replace(':', '-')}"
+
+
+def _digest(text: str) -> str:
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _text(content: object) -> str:
+    return json.dumps(content)

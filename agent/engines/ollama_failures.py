@@ -43,14 +43,25 @@ SIGNATURES: tuple[Signature, ...] = (
     Signature(
         r"""model \\?["'](.+?)\\?["'] not found""",
         DiagnosisCode.MODEL_MISSING,
-        "Ollama has no model {0}",
-        "it must be created in its store first",
+        "Ollama does not find the model {0} in the store that was made for it",
+        "the file is gone, or this version reads another layout than 0.33",
+    ),
+    Signature(
+        r"invalid model name",
+        DiagnosisCode.BAD_FLAG,
+        "Ollama takes no such name",
+        "give a served_name of letters, digits, '.', '_' and '-', with at most one '/' in front of them",
     ),
 )
+#: The last word of the launcher that ended the server: its exit status then says nothing.
+NOT_LOADED = "ollama.sh: the model was not loaded"
 _TELLING = re.compile(r"level=ERROR|^Error: |panic: |error|terminate called|GGML_ASSERT", re.IGNORECASE)
 
 
 def diagnose(exit_status: ExitStatus, log_tail: str) -> Diagnosis:
     """Why it ended unasked."""
     evidence = last_line(log_tail, _TELLING)
+    if NOT_LOADED in log_tail and not exit_status.oom_killed:
+        unknown = Diagnosis(DiagnosisCode.CRASHED, "Ollama could not load the model", evidence)
+        return find(SIGNATURES, log_tail) or unknown
     return by_status(exit_status, evidence) or find(SIGNATURES, log_tail) or unexplained(exit_status, evidence)

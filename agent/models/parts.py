@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.gguf")
+
+
+def is_split(path: str) -> bool:
+    """Whether the model that `path` opens has more files than that."""
+    return _PART.fullmatch(os.path.basename(path)) is not None  # noqa: PTH119 - planning asks it for each candidate
 
 
 def parts(path: Path) -> tuple[Path, ...]:

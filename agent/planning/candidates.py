@@ -12,6 +12,7 @@ from itertools import chain
 
 from agent.engines.base import Capabilities, Engine, Located, Support
 from agent.models import gateway
+from agent.models.parts import is_split
 from agent.models.profile import Basis, ModelProfile
 from agent.planning import flags, trust
 from agent.planning.images import may_have, ways
@@ -206,6 +207,8 @@ def _loading_problems(
     if support is not None and located is not None and support.accelerators.isdisjoint(located.accelerators):
         where, build = ", ".join(sorted(support.accelerators)), ", ".join(sorted(located.accelerators))
         yield "quantization", f"{name} runs {quantization} weights on {where}, and this build of it is for {build}"
+    if not capabilities.split and is_split(profile.path):
+        yield "format", f"{name} does not read a model that is split into several files"
     if (sentence := _code_problem(request, option)) is not None:
         yield "remote-code", sentence
 

@@ -96,8 +96,10 @@ class Prober:
 
     async def _confirm(self, reply: HttpReply) -> str | None:
         """None when the engine is up, is *our* engine, and said what it grants; otherwise what is in the way."""
+        if self._target.engine.loading(reply):
+            return "loading"
         if reply.status != 200:
-            return "loading" if self._target.engine.loading(reply) else f"HTTP {reply.status}: {reply.body[:200]}"
+            return f"HTTP {reply.status}: {reply.body[:200]}"
         engine, plan = self._target.engine, self._target.plan
         replies = [await self._ask(what, STARTUP_TIMEOUT) for what in engine.granted_requests(plan)]
         granted = engine.parse_granted(replies)
