@@ -25,6 +25,9 @@ from agent.supervision.services import Services
 
 log = structlog.get_logger(__name__)
 
+#: Seconds to the next look after one that a container engine did not answer: what it hides may hold devices.
+BLIND_RETRY = 30.0
+
 
 class Sweep:
     """Remembers strays from one sweep to the next."""
@@ -42,9 +45,11 @@ class Sweep:
     async def run(
         self, recorded: Callable[[], Iterable[str]], ended: Callable[[], Iterable[str]],
         announce: Callable[[Event], None],
-    ) -> None:  # fmt: skip
+    ) -> float | None:  # fmt: skip
         """One sweep. `recorded` names the present instances in records, `ended` those before; asked *after* the look,
-        so that one that was launched meanwhile is known."""
+        so that one that was launched meanwhile is known. Returns in how many seconds there is reason for another; None:
+        whenever its turn comes.
+        """
         folders = await asyncio.to_thread(_names, self._instances)
         found = await self._runtime.find_all(self._node_uid)
         known, over = set(recorded()), set(ended())
@@ -58,10 +63,12 @@ class Sweep:
         for identity, pids in old.items():
             await self._deal(identity, pids, announce)
         self._show(strays)
-        if self._runtime.blind:  # then an instance that is not seen may have one of them
-            return
+        due = [self._min_age - (clock.now() - self._first_seen[i.instance]) for i in strays.keys() - old.keys()]
+        if self._runtime.blind:  # then an instance that is not seen may have one of the folders
+            return min([BLIND_RETRY, *due])
         dead = folders - known - {identity.instance for identity in found}
         await asyncio.to_thread(_remove, [self._instances / name for name in dead])
+        return min(due, default=None)
 
     async def _deal(self, identity: Identity, pids: tuple[int, ...], announce: Callable[[Event], None]) -> None:
         what = f"instance {identity.instance} (pids {', '.join(map(str, pids))}) is in no record of this node"

@@ -22,6 +22,8 @@ log = structlog.get_logger(__name__)
 
 #: Old events and answered request ids are thrown away this often (seconds), logs rotated at most this late.
 PRUNE_PERIOD = 300.0
+#: No work comes round more often than this (seconds), whatever it says.
+SHORTEST = 1.0
 #: A fault in taking in what the devices' watcher says is tried again after this long (seconds).
 WATCH_RETRY = 5.0
 #: Disks fill slowly, and container engines seldom stop; whoever runs the doctor has them asked anew.
@@ -54,15 +56,19 @@ class Upkeep:
             group.create_task(self._every(TEND_PERIOD, self._node.tend))
             group.create_task(self._watch_devices())
 
-    async def _every(self, period: float, work: Callable[[], Awaitable[None]]) -> None:
+    async def _every(self, period: float, work: Callable[[], Awaitable[float | None]]) -> None:
+        """Work may say after how many seconds there is reason for the next turn already."""
         while True:
-            began = clock.now()
+            began, sooner = clock.now(), None
             try:
-                await work()
+                sooner = await work()
             except (OSError, StoreError) as error:
                 # The next turn tries again; what stays wrong shows as a condition.
                 log.warning("upkeep failed", work=work.__name__, error=str(error))
-            await clock.beat(period, began)
+            if sooner is None:
+                await clock.beat(period, began)
+            else:
+                await asyncio.sleep(min(period, max(sooner, SHORTEST)))
 
     async def _watch_devices(self) -> None:
         while True:
@@ -91,9 +97,9 @@ class Upkeep:
         self._turn += 1
         self.turned_at = clock.now()
 
-    async def sweep(self) -> None:
+    async def sweep(self) -> float | None:
         node = self._node
-        await self._sweep.run(node.recorded_instances, node.ended_instances, node.announce)
+        return await self._sweep.run(node.recorded_instances, node.ended_instances, node.announce)
 
     async def prune(self) -> None:
         tuning = self._node.settings.daemon

@@ -364,3 +364,14 @@ def test_a_stray_is_reported_left_alone_in_a_dry_run_and_otherwise_killed(swept:
         finally:
             ours.kill()
             others.kill()
+
+
+def test_a_stray_goes_when_it_is_old_enough_and_not_a_whole_period_of_sweeps_later(node: Daemon) -> None:
+    tuning = ("--set", "daemon.sweep_seconds=3600", "--set", "daemon.sweep_min_age_seconds=1")
+    node.start().stop()
+    with stray((node.root / "state" / "node.uid").read_text().strip()) as ours:
+        try:
+            node.start(*tuning)
+            assert ours.wait(30) == -signal.SIGKILL
+        finally:
+            ours.kill()
