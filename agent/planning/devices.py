@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 
 from agent.engines.base import Located
 from agent.hardware.inventory import Device, Link
@@ -221,6 +222,7 @@ class Sets:
         self._found = found
         self._known: dict[int, tuple[tuple[Offer, ...], ...]] = {}
         self._alike: dict[int, tuple[Alike, ...]] = {}
+        self._roomiest: dict[int, tuple[Alike, ...]] = {}
         whole = [offer.accelerator for offer in found.usable if not offer.device.parent]
         self.most = max((whole.count(name) for name in set(whole)), default=min(1, len(found.usable)))
 
@@ -253,6 +255,12 @@ class Sets:
             groups = (group for group in self.of(size) if len({offer.device.name for offer in group}) == 1)
             self._alike[size] = tuple(self.looked_at(group) for group in groups)
         return self._alike[size]
+
+    def roomiest(self, size: int) -> tuple[Alike, ...]:
+        """Of each kind, the one with the most memory."""
+        if size not in self._roomiest:
+            self._roomiest[size] = tuple(most for *_, most in by_kind(self.alike(size)).values())
+        return self._roomiest[size]
 
     def looked_at(self, group: tuple[Offer, ...]) -> Alike:
         free = min(offer.free for offer in group)
@@ -298,6 +306,14 @@ class Sets:
     def _islands(self) -> list[set[str]]:
         joined = _joined(self._found.usable, self._distances, 0)
         return [{offer.device.id for offer in island} for island in joined]
+
+
+def by_kind(sets: Iterable[Alike]) -> Mapping[tuple[str, int, bool], Sequence[Alike]]:
+    """Those with the least memory first; of those with as much, the first."""
+    found: dict[tuple[str, int, bool], dict[int, Alike]] = {}
+    for place in sets:
+        found.setdefault(place.kind, {}).setdefault(place.free, place)
+    return {kind: sorted(alike.values(), key=attrgetter("free")) for kind, alike in found.items()}
 
 
 def _numbers(window: tuple[Offer, ...]) -> tuple[tuple[int, str], ...]:

@@ -50,12 +50,6 @@ class Way:
         return not self.missing and not self.doubt
 
     @property
-    def spendable(self) -> int:
-        """Bytes that smaller limits could save, at most: all but weights and what lies outside of the engine."""
-        kept = sum(term.bytes for term in self.estimate.terms if term.name.startswith("weights"))
-        return sum(term.bytes for term in self.estimate.terms) - kept + self.estimate.needed
-
-    @property
     def requests(self) -> float:
         """Of the longest length, that the cache holds in any case."""
         pool, needed = self.estimate.pool, self.estimate.needed
@@ -74,6 +68,7 @@ class Joint(ABC):
 
     def __init__(self, choice: Choice, task: str) -> None:
         self.choice, self.task = choice, task
+        self._solved: dict[Wish, Way] = {}
 
     @abstractmethod
     def at(self, limits: Limits) -> Way:
@@ -85,15 +80,26 @@ class Joint(ABC):
 
     def solved(self, wish: Wish) -> Way:
         """The best limits that reach the wish; or with `missing` or `doubt` the least ones."""
+        if wish not in self._solved:
+            self._solved[wish] = self._best(wish)
+        return self._solved[wish]
+
+    def _best(self, wish: Wish) -> Way:
         wanted = self.choice.limits
         way = self.at(wanted)
         if not self.reaches(way, wish):
-            small = self._small(wish)
-            low = self.at(with_length(small, wish.shortest, self.task))
+            low = self.least(wish)
             if not self.reaches(low, wish):
-                return low if low.missing or low.doubt else replace(low, missing=self._lacking(low, wish))
+                return low
             way = self._more_sequences(self._longer(low, wanted.max_model_len, wish), wish)
         return self.no_larger(self._trimmed(way, wish), wish)
+
+    def least(self, wish: Wish) -> Way:
+        """With the least limits that the wish allows; with `missing` or `doubt` if they do not reach it."""
+        low = self.at(with_length(self._small(wish), wish.shortest, self.task))
+        if self.reaches(low, wish) or low.missing or low.doubt:
+            return low
+        return replace(low, missing=self._lacking(low, wish))
 
     @staticmethod
     def reaches(way: Way, wish: Wish) -> bool:

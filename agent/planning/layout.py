@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from agent.engines.base import LayersEngine
 from agent.planning.devices import Offer, environment
 from agent.planning.ledger import CACHE, WEIGHTS, Experience
-from agent.planning.plan import Limits, MemoryBudget, Placement
+from agent.planning.plan import Limits, MemoryBudget, MemoryTerm, Placement
 from agent.planning.request import PlanRequest
 
 
@@ -38,6 +39,7 @@ class Designer:
     free: int
     experience: Experience
     _known: dict[tuple[Limits, str], tuple[int, int]] = field(default_factory=dict)
+    _guesses: dict[tuple[Limits, tuple[int, ...]], tuple[int, ...]] = field(default_factory=dict)
     _filled_with: dict[tuple[Limits, tuple[int, ...]], Layout | None] = field(default_factory=dict)
 
     @property
@@ -88,7 +90,7 @@ class Designer:
 
     def all_layers(self, limits: Limits, group: tuple[Offer, ...]) -> Layout | None:
         """Everything on these devices, if it fits."""
-        if not self.experience and self._least(limits, group)[0] > sum(offer.free for offer in group):
+        if not self.experience and self._least(limits, group)[0] > sum([offer.free for offer in group]):
             return None
         layout = self._laid_out(limits, group, self.layers)
         return layout if self.fits(layout) else None
@@ -115,22 +117,25 @@ class Designer:
 
         least, most = len(group), self.layers - 1
         if least < most:
-            guess = self._guessed(limits, group)
+            guess = sum(self._guessed(limits, group))
             for total in (guess, guess - 1):
                 if least <= total < most and laid_out(total) is not None and laid_out(total + 1) is None:
                     return laid_out(total)
         found = largest(lambda count: laid_out(count) is not None, least, most)
         return None if found is None else laid_out(found)
 
-    def _guessed(self, limits: Limits, group: tuple[Offer, ...]) -> int:
-        """About as many layers as the devices hold: what each takes for one layer, and what a layer adds."""
-        few, many = (self.evenly(limits, group, total) for total in (len(group), self.layers - 1))
-        held = 0
-        sizes = zip(few.budgets[1:], many.budgets[1:], many.placement.layers, group, strict=True)
-        for one, all_of_it, layers, offer in sizes:
-            each = (all_of_it.bytes - one.bytes) / max(1, layers - 1)
-            held += 1 + max(0, int((offer.free - one.bytes) / each)) if each > 0 else layers
-        return held
+    def _guessed(self, limits: Limits, group: tuple[Offer, ...]) -> tuple[int, ...]:
+        """About as many layers as each device holds: what it takes for one layer, and what a layer adds."""
+        key = (limits, tuple(map(id, group)))
+        if key not in self._guesses:
+            few, many = (self.evenly(limits, group, total) for total in (len(group), self.layers - 1))
+            sizes = zip(few.budgets[1:], many.budgets[1:], many.placement.layers, group, strict=True)
+            held = []
+            for one, all_of_it, layers, offer in sizes:
+                each = (all_of_it.bytes - one.bytes) / max(1, layers - 1)
+                held.append(1 + max(0, int((offer.free - one.bytes) / each)) if each > 0 else layers)
+            self._guesses[key] = tuple(held)
+        return self._guesses[key]
 
     def _laid_out(self, limits: Limits, group: tuple[Offer, ...], total: int) -> Layout | None:
         """`total` layers on these devices: evenly, or else each device filled in turn. None: they do not hold it."""
@@ -163,27 +168,13 @@ class Designer:
         offer, after, left = group[len(done)], len(group) - len(done) - 1, total - sum(done)
         least, most = (1, left - after) if after else (left, left)
 
-        known: dict[int, int] = {}
-
-        def size(count: int) -> int:
-            if count not in known:
-                known[count] = self._next_budget(limits, group, done, (count, left - count))
-            return known[count]
-
+        @cache
         def holds(count: int) -> bool:
-            return size(count) <= offer.free
+            return self._next_budget(limits, group, done, (count, left - count)) <= offer.free
 
-        # A device like the one before it holds about as many; layers of a model differ little.
-        if done and offer.free == group[len(done) - 1].free and least <= done[-1] < most:
-            guess = done[-1]
-        elif not holds(least):
-            return None
-        elif holds(most):
-            return most
-        else:
-            guess = least + (offer.free - size(least)) * (most - least) // max(1, size(most) - size(least))
+        guess = max(least, min(most, self._guessed(limits, group)[len(done)]))
         for count in (guess, guess - 1, guess + 1):
-            if least <= count < most and holds(count) and not holds(count + 1):
+            if least <= count <= most and holds(count) and (count == most or not holds(count + 1)):
                 return count
         return largest(holds, least, most)
 
@@ -203,23 +194,27 @@ class Designer:
                 layers, offers, place = (sum(done), *layers), (group[0], *offers), 1
             if after:
                 layers, offers = (*layers, rest), (*offers, group[-1])
-        return self._layout(limits, offers, layers, seen=False).budgets[place + 1].bytes
+        placement = Placement(accelerator=group[0].accelerator, layers=layers)
+        return MemoryBudget("", self._pools(limits, offers, placement)[place + 1]).bytes
 
-    def _layout(
-        self, limits: Limits, group: tuple[Offer, ...], layers: tuple[int, ...], *, seen: bool = True
-    ) -> Layout:
-        """Without `seen` only its budgets count, not what an engine would be told."""
+    def _pools(
+        self, limits: Limits, group: tuple[Offer, ...], placement: Placement
+    ) -> Sequence[tuple[MemoryTerm, ...]]:
+        """Terms of the host, then of each device."""
+        pools = self.engine.memory_terms(self.request.profile, limits, self.request.spec.task, placement)
+        if self.experience:
+            return self.experience.applied(pools, limits, placement, [offer.device.name for offer in group])
+        return pools
+
+    def _layout(self, limits: Limits, group: tuple[Offer, ...], layers: tuple[int, ...]) -> Layout:
         names = tuple(offer.name for offer in group)
         placement = Placement(
             accelerator=group[0].accelerator if group else "cpu",
             layers=layers,
             names=names if all(names) else (),
-            environment=environment([offer.device for offer in group]) if seen else {},
+            environment=environment([offer.device for offer in group]),
         )
-        pools = self.engine.memory_terms(self.request.profile, limits, self.request.spec.task, placement)
-        if self.experience:
-            pools = self.experience.applied(pools, limits, placement, [offer.device.name for offer in group])
-        host, *each = pools
+        host, *each = self._pools(limits, group, placement)
         budgets = (
             MemoryBudget("host", host),
             *(

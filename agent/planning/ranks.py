@@ -11,18 +11,20 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from math import ceil
-from operator import attrgetter
+from operator import itemgetter
 
 from agent.engines.base import Located, RanksEngine, Support
 from agent.models.profile import Group
 from agent.planning.amounts import gib
-from agent.planning.devices import Alike, Offer, environment, label
+from agent.planning.devices import Alike, Offer, by_kind, environment, label
 from agent.planning.fitting import SHORTEST_DEFAULT, Fitted, experience, numa_reason
 from agent.planning.joint import Way, Wish
 from agent.planning.layout import Layout
 from agent.planning.limits import Choice, Usual, choose_limits, utilization
 from agent.planning.memory.base import Card
+from agent.planning.memory.weights import heaviest
 from agent.planning.plan import MemoryBudget, Placement, Rejected
 from agent.planning.ranking import capability
 from agent.planning.request import FAR, MisfitError, PlanRequest
@@ -76,9 +78,8 @@ class Ranks:
         )
         self._weights = self.profile.tensor_bytes - self.profile.group(Group.MTP).bytes
         self._choices: dict[object, Choice] = {}
-        self._ways: dict[object, Way] = {}
         self._trials: dict[object, Trial] = {}
-        self._hopeless: set[object] = set()  # places where no limits help
+        self._hopeless: dict[object, int] = {}  # of a device and shape, what of memory no limits are enough for
         self._hosts: dict[object, MemoryBudget] = {}
 
     def fit(self) -> Fitted:
@@ -118,7 +119,7 @@ class Ranks:
             requests = workload.concurrency if workload.context_tokens is not None else None
             if requests is not None:
                 # Replicas come before stages, which are for models that fewer devices do not hold.
-                yield from self._tries(self._whole(smallest_first=True), self._wish(requests))
+                yield from self._tries(self._shapes[0], self._wish(requests))
                 yield from self._replicated(requests)
             wish = self._wish(requests)
             if requests is None and workload.concurrency is not None:
@@ -134,14 +135,43 @@ class Ranks:
                 yield self._remembered(trial.solved(wish))
 
     def _is_futile(self) -> bool:
-        """Whether not even the least fits anywhere. Found out first where nobody reads how much is missing."""
-        if not self.supply.brief:
+        """Whether not even the least fits anywhere: found out first, by one look at each shape, where there is the most
+        memory. No look is needed where the weights take less than half of it.
+        """
+        self._choice(self.found.usable[0])  # raises for limits that could not be, whatever fits
+        places = []
+        for shape in chain(*self._shapes):
+            weights = self._weights // (shape.tensor * shape.pipeline)
+            for most in self._roomiest(shape.devices):
+                lacks = self._lacks(most, weights)
+                if lacks < -weights:
+                    return False
+                places.append((lacks, most, shape))
+        return not any(self._may_hold(most, shape) for _, most, shape in sorted(places, key=itemgetter(0)))
+
+    def _may_hold(self, place: Alike, shape: Shape) -> bool:
+        """Whether the least fits, or may fit. What the weights alone show to be farther off than another place, whose
+        numbers are told, is not looked at any closer.
+        """
+        trial = self._trial(place, shape)
+        if trial is None:
             return False
-        return not any(
-            self._holds(most, shape, self._least)
-            for sets, shape in self._places(smallest_first=False)
-            for *_, most in _by_kind(sets).values()
-        )
+        told = 0 if self.supply.brief else self.nearest.missing if self.nearest is not None else FAR
+        if self.subject.experience or self._lacks(place, heaviest(self.profile, shape.split)) <= told:
+            way = self._with_host(trial.least(self._least))
+            if not way.missing:
+                return True
+            self._remembered(way)
+        self._hopeless[place.kind, shape] = place.free
+        return False
+
+    def _lacks(self, place: Alike, weights: int) -> int:
+        """Bytes of each device that are missing for so much of weights alone, or for the share that is asked for."""
+        asked = self.request.spec.limits.gpu_memory_utilization
+        if asked is None:
+            return weights - place.free
+        share = int(asked * min(map(shown, place.offers)))
+        return max(weights - share, share - place.free)
 
     @property
     def _fixed(self) -> frozenset[str]:
@@ -165,46 +195,44 @@ class Ranks:
         return wanted if "max_model_len" in kept else min(wanted, least)
 
     def _on_devices(self, wish: Wish, *, smallest_first: bool) -> Iterator[Way]:
-        yield from self._tries(self._places(smallest_first=smallest_first), wish)
-
-    def _places(self, *, smallest_first: bool) -> Iterator[tuple[Sequence[Alike], Shape]]:
         """All devices share each layer, where fast links join them or none; then in stages, the fewest that do; then
         those that share each layer over slow links between islands.
         """
-        yield from self._whole(smallest_first=smallest_first)
-        yield from self._staged(smallest_first=smallest_first)
-        yield from self._whole(smallest_first=smallest_first, over_islands=True)
+        whole, *staged = (shapes[:: 1 if smallest_first else -1] for shapes in self._shapes)
+        yield from self._tries(whole, wish, over_islands=False)
+        yield from self._tries(chain(*staged), wish)
+        yield from self._tries(whole, wish, over_islands=True)
 
-    def _tries(self, places: Iterable[tuple[Sequence[Alike], Shape]], wish: Wish) -> Iterator[Way]:
-        for sets, shape in places:
+    def _tries(self, shapes: Iterable[Shape], wish: Wish, *, over_islands: bool | None = None) -> Iterator[Way]:
+        """`over_islands` None: or not."""
+        for shape in shapes:
+            sets = [each for each in self._sets(shape.devices) if over_islands in {None, each.spans}]
             yield from self._tried(sets, shape, wish)
 
-    def _whole(self, *, smallest_first: bool, over_islands: bool = False) -> Iterator[tuple[Sequence[Alike], Shape]]:
-        for size, sets in self._sizes(smallest_first=smallest_first):
-            for shape in self.shapes.whole(size):
-                yield [each for each in sets if each.spans == over_islands], shape
+    @cached_property
+    def _shapes(self) -> tuple[Sequence[Shape], ...]:
+        """Of one stage, then of more; those of the fewest devices first."""
+        auto = self.request.spec.devices == "auto"
+        sizes = range(1, self.sets.most + 1) if auto else (len(self.found.usable),)
+        return (
+            [shape for size in sizes for shape in self.shapes.whole(size)],
+            *(
+                [shape for size in sizes if size % stages == 0 for shape in self.shapes.staged(size // stages, stages)]
+                for stages in range(2, MOST_STAGES + 1)
+            ),
+        )
 
-    def _staged(self, *, smallest_first: bool) -> Iterator[tuple[Sequence[Alike], Shape]]:
-        for stages in range(2, min(MOST_STAGES, self._most) + 1):
-            for size, sets in self._sizes(smallest_first=smallest_first, step=stages):
-                yield from ((sets, shape) for shape in self.shapes.staged(size // stages, stages))
+    def _sets(self, size: int) -> Sequence[Alike]:
+        """Of so many devices."""
+        return self.sets.alike(size) if self.request.spec.devices == "auto" else self._named
 
-    @property
-    def _most(self) -> int:
-        return self.sets.most if self.request.spec.devices == "auto" else len(self.found.usable)
+    def _roomiest(self, size: int) -> Sequence[Alike]:
+        return self.sets.roomiest(size) if self.request.spec.devices == "auto" else self._named
 
-    def _sizes(self, *, smallest_first: bool, step: int = 1) -> Iterator[tuple[int, Sequence[Alike]]]:
-        """Sets of devices, by how many each has: multiples of `step`."""
-        if self.request.spec.devices != "auto":
-            if len(self.found.usable) % step == 0:
-                yield len(self.found.usable), (self.sets.looked_at(self.found.usable),)
-            return
-        sizes = range(step, min(self._most, self.engine.capabilities.most_devices) + 1, step)
-        most = max(offer.free for offer in self.found.usable)
-        for size in sizes if smallest_first else reversed(sizes):
-            too_heavy = self._weights // size > most and not self.subject.experience
-            if not (too_heavy and self.supply.brief):  # otherwise it is told how heavy
-                yield size, self.sets.alike(size)
+    @cached_property
+    def _named(self) -> tuple[Alike]:
+        """All of the devices that the spec names."""
+        return (self.sets.looked_at(self.found.usable),)
 
     def _replicated(self, requests: int) -> Iterator[Way]:
         """As many replicas of the smallest set that holds one request as the rest of the requests needs."""
@@ -220,29 +248,43 @@ class Ranks:
 
     def _tried(self, sets: Sequence[Alike], shape: Shape, wish: Wish) -> Iterator[Way]:
         """On those of the sets, all of one size, that have enough memory."""
-        enough = {kind: self._enough(alike, shape, wish) for kind, alike in _by_kind(sets).items()}
+        found = {kind: self._enough(alike, shape, wish) for kind, alike in by_kind(sets).items()}
         for place in sets:
-            least = enough[place.kind]
-            if least is not None and place.free >= least and (way := self._way(place, shape, wish)) is not None:
+            least, assured = found[place.kind]
+            if place.free < least or (self.doubtful is not None and not assured):
+                continue
+            if (way := self._way(place, shape, wish)) is not None:
                 yield self._remembered(way)
 
-    def _enough(self, alike: Sequence[Alike], shape: Shape, wish: Wish) -> int | None:
-        """Bytes of each device that hold it; None: it is too large for all of them. Less memory never holds what more
-        does not, so the most is looked at first, and then no more than it takes to find the least.
+    def _enough(self, alike: Sequence[Alike], shape: Shape, wish: Wish) -> tuple[int, bool]:
+        """Bytes of each device that hold it, or may hold it, and whether it is assured on any. Less memory never holds
+        what more does not, so the most is looked at first, and then no more than it takes to find the least.
         """
         *others, most = alike
-        if not self._holds(most, shape, wish):
-            return None
+        way = self._way(most, shape, wish)
+        if way is None or way.missing:
+            return FAR, False
+        if not way.assured and self.doubtful is not None:  # none of them is better than what there is
+            return FAR, False
         first = bisect_left(others, True, key=lambda place: self._holds(place, shape, wish))
-        return alike[first].free
+        return alike[first].free, way.assured
 
     def _holds(self, place: Alike, shape: Shape, wish: Wish) -> bool:
         way = self._way(place, shape, wish)
-        if way is not None and way.missing:
-            self._remembered(way)
         return way is not None and not way.missing
 
     def _way(self, place: Alike, shape: Shape, wish: Wish) -> Way | None:
+        """None where no limits help."""
+        trial = self._trial(place, shape)
+        if trial is None:
+            return None
+        way = trial.solved(wish)
+        if way.offers != place.offers:
+            way = replace(way, offers=place.offers, placement=_placed(place.offers, shape))
+        way = self._with_host(way)
+        return self._remembered(way) if way.missing else way
+
+    def _trial(self, place: Alike, shape: Shape) -> Trial | None:
         """None where no limits help: the weights alone are too large, or it was seen before."""
         free, group = place.free, place.offers
         if place.unified:
@@ -252,22 +294,12 @@ class Ranks:
             if self.heavy is None or heavy < self.heavy[0]:
                 self.heavy = (heavy, group, shape)
             return None
-        key = (group[0].device.name, group[0].device.memory_bytes, free, shape)
-        if key in self._hopeless:
+        if place.free <= self._hopeless.get((place.kind, shape), -1):
             return None
-        way = self._ways.get((key, wish))
-        if way is None:
-            if key not in self._trials:
-                self._trials[key] = Trial(self.subject, self._choice(group[0]), group, _placed(group, shape), free)
-            way = self._trials[key].solved(wish)
-            self._ways[key, wish] = way
-            # What is missing for many requests at the same time says nothing of a single one.
-            alone = wish.requests is None and not wish.tokens
-            if alone and way.missing and (way.missing > way.spendable or wish is self._least):
-                self._hopeless.add(key)
-        elif way.offers != group:
-            way = replace(way, offers=group, placement=_placed(group, shape))
-        return self._with_host(way)
+        key = (place.kind, shape, free)
+        if key not in self._trials:
+            self._trials[key] = Trial(self.subject, self._choice(group[0]), group, _placed(group, shape), free)
+        return self._trials[key]
 
     def _remembered(self, way: Way) -> Way:
         if way.doubt and not way.missing and self.doubtful is None:
@@ -367,14 +399,6 @@ def _runs_on_host(request: PlanRequest, located: Located, support: Support | Non
     # Of images there are others, for devices: who has some does not want the CPU unasked.
     nothing_else = not supply.devices or (located.accelerators == {_CPU} and located.image is None)
     return request.spec.devices == _CPU or (request.spec.devices == "auto" and nothing_else)
-
-
-def _by_kind(sets: Iterable[Alike]) -> dict[object, list[Alike]]:
-    """Those with the least memory first; of those with as much, the first."""
-    found: dict[object, dict[int, Alike]] = {}
-    for place in sets:
-        found.setdefault(place.kind, {}).setdefault(place.free, place)
-    return {kind: sorted(alike.values(), key=attrgetter("free")) for kind, alike in found.items()}
 
 
 def _placed(group: tuple[Offer, ...], shape: Shape | None = None) -> Placement:

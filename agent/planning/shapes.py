@@ -16,7 +16,7 @@ from agent.engines.base import Capabilities
 from agent.models.profile import AttentionKind, ModelProfile
 from agent.planning.memory.base import padded
 from agent.planning.memory.layers import layers_of
-from agent.planning.memory.weights import VOCABULARY_PADDING
+from agent.planning.memory.weights import VOCABULARY_PADDING, Split
 from agent.planning.plan import Placement
 
 #: Each stage waits for the one before it; more than this on one machine would mostly wait.
@@ -41,6 +41,11 @@ class Shape:
     @property
     def devices(self) -> int:
         return self.tensor * self.pipeline * self.data
+
+    @property
+    def split(self) -> Split:
+        """Of the first stage."""
+        return Split(self.tensor, self.tensor, self.tensor * self.data, 0, self.pipeline, self.experts)
 
     def __str__(self) -> str:
         whole = " with whole experts" if self.experts else ""

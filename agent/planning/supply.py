@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from agent.engines.base import Located
 from agent.hardware.inventory import Device
 from agent.planning.amounts import free_memory
-from agent.planning.devices import Offers, Sets, offers
+from agent.planning.devices import Offer, Offers, Sets, offers
 from agent.planning.limits import POOLING_TASKS
 from agent.planning.request import IDLE, PlanRequest
 
@@ -21,6 +22,7 @@ class Supply:
         self.free = free_memory(request)
         self.spared = _spared(request)
         self._offers: dict[tuple[object, ...], Offers] = {}
+        self._alike: dict[tuple[object, ...], Offer] = {}
         self._sets: dict[tuple[int, ...], Sets] = {}  # by the identity of what is offered, which lives as long
 
     @cached_property
@@ -40,8 +42,13 @@ class Supply:
         wanted = self.request.spec.devices if asked is None else asked
         key = (located.argv, located.accelerators, utilization, wanted)
         if key not in self._offers:
-            self._offers[key] = offers(self.request, wanted, located, utilization, self.spared)
+            found = offers(self.request, wanted, located, utilization, self.spared)
+            self._offers[key] = replace(found, usable=tuple(map(self._shared, found.usable)))
         return self._offers[key]
+
+    def _shared(self, offer: Offer) -> Offer:
+        """One for all engines that reach the device alike, so that they have the same sets."""
+        return self._alike.setdefault((offer.device.id, offer.accelerator, offer.name, offer.utilization), offer)
 
     def sets(self, found: Offers) -> Sets:
         """Of what `offers` gave."""

@@ -144,10 +144,14 @@ class Trial(Joint):
         share = limits.gpu_memory_utilization or 0.0
         named = sum([term.bytes for term in found.terms]) + (found.pool.bytes if found.pool is not None else 0)
         budget = max(int(share * self._total), named)
+        # An engine that always takes some cache does not keep to a share that is too small for the rest.
+        over = budget - int(share * self._total) if self._fixed else 0
         least, most = budget + (found.beyond.bytes if found.beyond is not None else 0), budget + _most(found.beyond)
         context, missing, doubt = self._context, 0, ""
         if least > room:
             missing = least - room
+        elif found.pool is not None and over > found.pool.uncertainty:
+            missing = over
         elif found.verdict == Verdict.UNSURE or most > room:
             doubt = (
                 found.reason

@@ -343,6 +343,43 @@ def test_measured_terms_of_an_engine_of_ranks_replace_formulas_and_the_cache_get
 # Refusals
 
 
+@pytest.mark.parametrize("used", [7.5, 8.5])
+def test_a_place_that_smaller_limits_would_bring_within_the_uncertainty_is_not_hopeless(used: float) -> None:
+    """The weights of an unknown architecture are a bound, give or take a tenth: less is missing than that."""
+    novel = LLAMA_405B | {
+        "model_type": "novel", "architectures": ["NovelForCausalLM"], "num_hidden_layers": 64, "hidden_size": 5120,
+        "num_attention_heads": 40, "intermediate_size": 14336,
+    }  # fmt: skip
+
+    answer = made(
+        ask([counted(novel)], {"devices": [{"model": "h100-sxm", "memory_used": int(used * GIB)}]}, engine="tgi")
+    )
+
+    assert answer.capacity is not None
+    assert not answer.capacity.assured
+    assert "give or take" in answer.capacity.doubt
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "tensorrt-llm", "tgi"])
+def test_weights_beyond_the_share_that_is_asked_for_are_refused_by_every_engine(engine: str) -> None:
+    share = {"gpu_memory_utilization": 0.3}  # 13.3 GiB, for weights of 15.3
+
+    answer = refused(ask(published(QWEN_8B, "bf16"), "l40s", engine=engine, limits=share))
+
+    assert answer.diagnosis.message.startswith("does not fit by ")
+    assert "gpu_memory_utilization " in answer.diagnosis.hint
+
+
+def test_a_limit_that_could_not_be_is_told_before_what_does_not_fit() -> None:
+    policy = {"limits": {"max_model_len": {"max": 2048}}}
+
+    answer = refused(
+        ask(published(QWEN_8B, "bf16"), "rtx3060", engine="vllm", policy=policy, limits={"max_model_len": 4096})
+    )
+
+    assert answer.diagnosis.message == "limits.max_model_len is 4096; the node policy allows at most 2048"
+
+
 def test_what_does_not_fit_is_said_by_how_much_and_with_how_many_devices_it_would() -> None:
     answer = refused(ask(AWQ_70B, "rtx4090", engine="vllm"))
 

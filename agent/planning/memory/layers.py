@@ -44,7 +44,7 @@ class Layers:
     def accumulated(self, of: Callable[[Attention], int]) -> list[int]:
         """What the layers before each come to; the last number is that of all."""
         values = [of(each) for each in self.different]
-        return [0, *accumulate(values[number] for number in self._numbers)]
+        return [0, *accumulate(map(values.__getitem__, self._numbers))]
 
     def _counted(self, numbers: list[int]) -> dict[Attention, int]:
         return {self.different[number]: count for number, count in Counter(numbers).items()}

@@ -8,7 +8,7 @@ Sources: vLLM's `layers/linear.py`, `layers/vocab_parallel_embedding.py`, `layer
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.models.profile import AttentionKind, Basis, Group, ModelProfile
 from agent.planning.memory.base import MIB, divided, padded
@@ -75,6 +75,19 @@ def _different(profile: ModelProfile, stages: int) -> Sequence[int]:
         size = layers.bytes(mine) if profile.layer_details else ()
         found.setdefault((split.first, split.last, len(mine), size, kinds), stage)
     return tuple(found.values())
+
+
+def heaviest(profile: ModelProfile, split: Split) -> int:
+    """Bytes of the weights, at least, on a rank of the stage that has most of them."""
+    stages = different(profile, split.stages)
+    return remembered(
+        profile,
+        ("heaviest", split),
+        lambda: max(
+            sum(term.bytes - term.uncertainty for term in loaded(profile, replace(split, stage=stage)))
+            for stage in stages
+        ),
+    )
 
 
 def loaded(
