@@ -19,6 +19,9 @@ LABEL = "llm-node-agent"
 NODE, CONFIG = f"{LABEL}.node", f"{LABEL}.config"
 NETWORK = LABEL
 
+#: Containers that SELinux confines read only files that are labelled for them, and reach few devices. Weights lie in
+#: people's own folders too, whose labels are not ours to change (`:z` would): so this confinement is left out.
+_NO_SELINUX = "label=disable"
 _NANO = 10**9
 #: From the stop signal to SIGKILL where somebody else says `docker stop`; the agent has deadlines of its own.
 STOP_SECONDS = 30
@@ -74,7 +77,7 @@ def created(request: LaunchRequest, container: Container, around: Surroundings) 
             "Init": True,
             "Privileged": False,
             "CapDrop": ["ALL"],
-            "SecurityOpt": ["no-new-privileges"],
+            "SecurityOpt": ["no-new-privileges", _NO_SELINUX],
             "NetworkMode": NETWORK,
             "PortBindings": {port: [{"HostIp": container.address, "HostPort": str(container.port)}]},
             "Mounts": [  # which, other than Binds, never make a missing source

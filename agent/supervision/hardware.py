@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -71,8 +72,7 @@ class Hardware:
 
     async def container_engines(self) -> tuple[ContainerRuntime, ...]:
         """As they are now, or were a moment ago and well; as they were last seen, where looking takes too long."""
-        fresh = clock.now() - self._looked_at < CONTAINERS_FRESH and self._host.containers
-        if fresh and not any(engine.problem for engine in self._host.containers):
+        if clock.now() - self._looked_at < CONTAINERS_FRESH and well(self._host.containers):
             return self._host.containers
         try:
             found = await in_thread(self._containers, deadline=CONTAINERS_DEADLINE)
@@ -94,3 +94,10 @@ class Hardware:
 
     def unavailable(self, device: str) -> str:
         return self._devices.unavailable(device)
+
+
+def well(found: Sequence[ContainerRuntime]) -> bool:
+    """Whether there are container engines to talk to, and all of them answer. Beside them may be one that is installed
+    and has no socket."""
+    listening = [engine for engine in found if engine.socket]
+    return bool(listening) and not any(engine.problem for engine in listening)

@@ -22,6 +22,7 @@ from agent.runtimes import docker_config
 from agent.runtimes.base import Container, Identity, LaunchRequest, Mount
 from agent.runtimes.docker_engine import Facts
 from scripts._bench.adoption import serving
+from scripts._bench.crash import answers
 from scripts._bench.figures import Figure, Sample, Target
 from scripts._bench.place import Place, milliseconds_since, spec
 from scripts._bench.startup import notified, start_until_ready
@@ -84,16 +85,18 @@ def _node(place: Place, engine: Engine, name: str) -> Daemon:
 
 def _crash(place: Place, engine: Engine, runs: int) -> Figure:
     node = _node(place, engine, "crash").start()
-    own, peer = [], []
+    own: list[float] = []
+    peer: list[float] = []
     with _ended(node), node.client() as client:
         client.apply_deployment(spec(place, "m", runtime="docker", restart={"reset_after_seconds": 0.5}))
         instance = node.wait("m", timeout=WAIT_SECONDS).instance
         with _always(place, engine, instance.port) as port:
-            for _ in range(runs):
-                time.sleep(HEALTHY_SECONDS)
-                peer.append(_crashed(port))
-                own.append(_crashed(node.get("m").instance.port))
-                node.wait("m", timeout=WAIT_SECONDS)
+            for run in range(runs):
+                turns = [(own, instance.port), (peer, port)]
+                for taken, of in turns if run % 2 else reversed(turns):
+                    time.sleep(HEALTHY_SECONDS)  # also so that nobody is measured while the other's engine loads
+                    taken.append(_crashed(of))
+                    wait_true(lambda: answers(of), WAIT_SECONDS, f"the replacement at port {of} answers")  # noqa: B023
     always = f"{engine.name} --restart=always"
     target = Target(f"at most {TIMES} x {always}", TIMES * Sample.of(peer).median)
     what = f"SIGKILL of an engine to exec of its replacement, {engine.name}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docker.types import IPAMConfig, IPAMPool
 
 from agent.runtimes.base import Adopted, Ended, LaunchError, LaunchRequest, Mount
 from tests.docker.parts import MIB, Podman
@@ -57,7 +58,7 @@ async def test_a_container_is_made_with_everything_that_was_asked_and_nothing_th
     podman = isinstance(bench.engine, Podman)
 
     assert (host["RestartPolicy"]["Name"], host["Init"], host["Privileged"]) == ("no", True, False)
-    assert "no-new-privileges" in host["SecurityOpt"]
+    assert {"no-new-privileges", "label=disable"} <= set(host["SecurityOpt"])
     assert not host["CapAdd"]
     status = Path(f"/proc/{bench.runtime.main_pid(running.handle)}/status").read_text()
     assert {line.split()[1] for line in status.splitlines() if line.startswith("Cap")} == {"0" * 16}
@@ -99,6 +100,21 @@ async def test_the_network_of_engines_has_no_ipv6(bench: ContainerBench) -> None
         (network,) = [each for each in api.networks() if each["Name"] == "llm-node-agent"]
     assert network["EnableIPv6"] is False
     assert network["Labels"] == {"llm-node-agent": "network"}
+
+
+async def test_who_wants_ipv6_makes_the_network_and_it_is_used_as_it_is(bench: ContainerBench) -> None:
+    assert bench.engine is not None
+    bench.engine.clear()
+    subnets = IPAMConfig(pool_configs=[IPAMPool(subnet="10.147.11.0/24"), IPAMPool(subnet="fd00:4711::/64")])
+    with bench.engine.client() as api:
+        api.create_network("llm-node-agent", driver="bridge", enable_ipv6=True, ipam=subnets)
+        try:
+            running = await bench.launch(replace(bench.request("/bin/sleep", "1000"), argv=("/bin/sleep", "1000")))
+            (joined,) = inspected(bench, running)["NetworkSettings"]["Networks"].values()
+            assert joined["GlobalIPv6Address"].startswith("fd00:4711::")
+            assert [each["Name"] for each in api.networks()].count("llm-node-agent") == 1
+        finally:
+            bench.engine.clear()
 
 
 async def test_a_network_that_somebody_removed_is_made_again(bench: ContainerBench) -> None:

@@ -17,6 +17,7 @@ import yaml
 
 from agent.hardware.containers import cdi_devices, containers
 from agent.hardware.inventory import ContainerRuntime
+from agent.supervision.hardware import well
 from tests.hardware.trees import as_nobody, write
 
 #: Docker 20.10 on Debian 12, shortened to what is looked at and a little more.
@@ -336,6 +337,13 @@ def test_specifications_that_cannot_be_understood_offer_nothing(tmp_path: Path, 
     path.write_text(text, errors="surrogateescape")
 
     assert cdi_devices(root=tmp_path) == ()
+
+
+def test_an_engine_without_a_socket_is_no_reason_to_ask_another_again() -> None:
+    docker, silent = ContainerRuntime("docker", "/run/docker.sock"), ContainerRuntime("podman", "", problem="no socket")
+    hung = ContainerRuntime("podman", "/run/podman/podman.sock", problem="it does not answer")
+    assert well((docker, silent))
+    assert not any(map(well, [(), (silent,), (docker, hung)]))
 
 
 @pytest.fixture
