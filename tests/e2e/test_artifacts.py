@@ -298,7 +298,7 @@ def test_a_kill_in_the_middle_of_a_collection_leaves_nothing_half_visible(host: 
         with pytest.raises(Unavailable):
             client.collect_artifacts(everything=True)
         assert host.process is not None
-        host.process.wait(10)
+        host.process.wait(40)
         assert whole(host)
         host.start()
         assert list(held(client)) == [C]

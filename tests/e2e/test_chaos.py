@@ -196,7 +196,7 @@ class Watcher:
             yield
         finally:
             halt.set()
-            thread.join(10)
+            thread.join(40)
 
 
 def _alive(process: psutil.Process) -> bool:
@@ -221,7 +221,7 @@ def kill_at_random_moments(node: Daemon, chance: random.Random, operator: Operat
 
 @pytest.mark.slow
 @pytest.mark.chaos
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)  # a busy machine needs several times the usual minute and a half
 def test_a_hundred_deaths_of_the_agent_cost_nothing(node: Daemon) -> None:
     seed = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(2**32))
     print(f"CHAOS_SEED={seed} CHAOS_KILLS={KILLS}")

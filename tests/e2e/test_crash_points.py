@@ -22,7 +22,7 @@ def arm(points: str) -> dict[str, str]:
 
 def wait_dead(node: Daemon) -> None:
     assert node.process is not None
-    assert node.process.wait(10) == -signal.SIGKILL
+    assert node.process.wait(40) == -signal.SIGKILL
 
 
 def assert_one_engine(node: Daemon, pid: int) -> None:

@@ -355,7 +355,7 @@ def test_a_stray_is_reported_left_alone_in_a_dry_run_and_otherwise_killed(swept:
             assert ours.poll() is None
             node.stop()
             node.start()
-            assert ours.wait(10) == -signal.SIGKILL
+            assert ours.wait(40) == -signal.SIGKILL
             wait_true(lambda: not bad(node))
             assert "StrayKilled" in node.reasons("ghost")
             # What is recorded, and what belongs to another node, is not touched.

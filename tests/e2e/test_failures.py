@@ -30,7 +30,8 @@ def test_sigkill_is_replaced_at_once(node: Daemon) -> None:
 
 
 def test_sigstop_is_found_by_the_liveness_probe_and_replaced(node: Daemon) -> None:
-    node.start().apply()
+    quick = {"period_seconds": 0.5, "timeout_seconds": 0.4}
+    node.start().apply(probes={"readiness": quick, "liveness": quick})
     first = node.wait()
     os.kill(first.instance.pid, signal.SIGSTOP)
     second = node.wait_until(lambda d: PHASE[d.phase] == "ready" and d.instance.attempt == 2)

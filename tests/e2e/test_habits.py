@@ -30,7 +30,7 @@ def test_llama_server_with_an_open_request_does_not_end_at_term_and_is_killed_wh
     endpoint = node.wait().endpoint
 
     def busy() -> bool:
-        with urllib.request.urlopen(endpoint + "/metrics", timeout=5) as reply:
+        with urllib.request.urlopen(endpoint + "/metrics", timeout=30) as reply:
             return "llamacpp:requests_processing 1" in reply.read().decode()
 
     with _open_request(endpoint):

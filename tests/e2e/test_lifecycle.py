@@ -146,14 +146,14 @@ def test_requests_in_flight_are_drained_before_the_stop(node: Daemon) -> None:
     def busy() -> bool:
         import urllib.request
 
-        with urllib.request.urlopen(endpoint + "/metrics", timeout=5) as reply:
+        with urllib.request.urlopen(endpoint + "/metrics", timeout=30) as reply:
             return "llamacpp:requests_processing 1" in reply.read().decode()
 
     wait_true(busy)
     with node.client() as client:
         client.stop_deployment("m")
     node.wait(phase="stopped")
-    client_thread.join(10)
+    client_thread.join(40)
     assert answers
     assert "DrainDeadline" not in node.reasons()
 
@@ -200,10 +200,10 @@ def test_a_second_daemon_on_the_same_state_is_refused(node: Daemon) -> None:
         with pytest.raises(AssertionError, match=r"another|already|uses"):
             node.start(wait=False).wait_up()
             assert node.process is not None
-            node.process.wait(10)
+            node.process.wait(40)
             node.wait_up()
         assert node.process is not None
-        assert node.process.wait(10) == 1
+        assert node.process.wait(40) == 1
     finally:
         node.process = first
     with node.client() as client:
@@ -211,7 +211,7 @@ def test_a_second_daemon_on_the_same_state_is_refused(node: Daemon) -> None:
 
 
 def test_a_deployment_that_is_being_deleted_takes_no_new_spec(node: Daemon) -> None:
-    node.start().apply(environment={"MODE": "ignore-term"}, stop_seconds=3)
+    node.start().apply(environment={"MODE": "ignore-term"}, stop_seconds=5)
     node.wait()
     with node.client() as client:
         client.delete_deployment("m")

@@ -206,12 +206,13 @@ async def test_a_watcher_that_is_killed_is_told_and_started_again(heard: Heard) 
 
 async def test_a_watcher_that_falls_silent_is_replaced(heard: Heard) -> None:
     alive = "while True: os.write(1, b'{}\\n'); time.sleep(0.05)"
-    feed = Feed(0.1, heard, saying(HELLO, then=alive), silence=1.0)
+    feed = Feed(0.1, heard, saying(HELLO, then=alive), silence=2.0)
     async with running(feed):
-        await heard.until(lambda: heard.reasons == ["Watching"])
+        await heard.until(lambda: heard.reasons[-1:] == ["Watching"])
+        before = len(heard.reasons)  # on a busy machine, one may have been too slow to start
         children()[0].send_signal(signal.SIGSTOP)
-        await heard.until(lambda: heard.reasons == ["Watching", "Restarting", "Watching"])
-    assert "said nothing for 1 s" in heard.watched[1][2]
+        await heard.until(lambda: heard.reasons[before:][-1:] == ["Watching"])
+    assert "said nothing for 2 s" in heard.watched[before][2]
 
 
 async def test_a_watcher_that_cannot_be_started_is_told_with_the_reason(heard: Heard, tmp_path: Path) -> None:
@@ -275,8 +276,7 @@ async def test_watchers_that_survive_sigkill_are_left_alone_and_no_third_is_star
         assert "cannot be killed" in heard.watched[1][2]
         assert len(children()) == 2
         freezer.thaw()
-        await heard.until(lambda: heard.reasons[-1] == "Watching")
-        assert len(children()) == 1
+        await heard.until(lambda: heard.reasons[-1] == "Watching" and len(children()) == 1)
 
 
 class Freezer:

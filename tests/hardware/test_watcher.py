@@ -332,6 +332,8 @@ time.sleep(60)
     )
     assert process.stdout is not None
     assert b"nvidia" in process.stdout.readline()
+    while not pids.exists() or not pids.read_text().endswith("\n"):  # else it runs into the test's limit
+        time.sleep(0.01)
     watcher, holder = map(psutil.Process, map(int, pids.read_text().split()))
     try:
         process.kill()

@@ -153,7 +153,7 @@ async def test_a_full_disk_with_nothing_to_read_is_refused(disk: Path) -> None:
 
 
 async def test_another_program_that_locks_the_database_is_waited_for_and_then_named(state: Path) -> None:
-    store, _ = Store.open(state, deadline=0.2)
+    store, _ = Store.open(state, deadline=1)
     with closing(sqlite3.connect(state / "agent.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreError, match="another program has locked the database"):
