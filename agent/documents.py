@@ -8,9 +8,11 @@ them where text is asked for.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
@@ -53,6 +55,41 @@ def load_documents(text: str, source: str) -> list[dict[Any, Any]]:
         finally:
             loader.dispose()
     return documents
+
+
+def load_file(path: Path) -> dict[Any, Any]:
+    """The one document of a file; {} for an empty one. Raises `InvalidArgument` that names the file."""
+    with readable(path):
+        if path.exists() and not path.is_file():
+            raise OSError(0, "is not a regular file")  # opening a pipe may wait for ever
+        with path.open("rb") as file:
+            text = file.read(4 * MAX_LENGTH).decode()  # a character has at most four bytes; more is refused below
+    documents = load_documents(text, str(path))
+    if len(documents) > 1:
+        raise InvalidArgument(f"{path}: must be one YAML document (has {len(documents)})")
+    return documents[0] if documents else {}
+
+
+def exists(path: Path) -> bool:
+    """Raises `InvalidArgument` where that cannot be seen."""
+    with readable(path):
+        return path.exists()
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What a file or directory refuses becomes `InvalidArgument` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise InvalidArgument(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"{path}: must be UTF-8 text (byte {error.start + 1} is not)") from None
+
+
+def compact(value: object) -> str:
+    """One line of JSON, for files that are derived from such documents."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def load_value(text: str, source: str) -> Any:

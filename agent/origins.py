@@ -11,10 +11,17 @@ import ssl
 import urllib.request
 from collections.abc import Mapping
 from typing import NamedTuple
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 #: Scheme, host, port.
 Origin = tuple[str, str, int]
+
+#: Redirects in a row that are followed, and the answers that are some.
+REDIRECTS, REDIRECTING = 5, frozenset({301, 302, 303, 307, 308})
+
+
+class NotFollowed(Exception):
+    """The other side leads to where nobody goes, or cannot be trusted. Trying again does not help."""
 
 
 class _Proxy(NamedTuple):
@@ -31,6 +38,26 @@ def parsed(url: str) -> SplitResult | None:
     except ValueError:
         return None
     return parts if sound and url.isprintable() and "@" not in parts.netloc else None
+
+
+def followed(url: str) -> SplitResult:
+    """Raises `NotFollowed` for what is not asked."""
+    if (parts := parsed(url)) is None:
+        raise NotFollowed(f"it leads to {url[:80]!r}, which is no address that is followed")
+    return parts
+
+
+def redirected(url: SplitResult, location: str) -> str:
+    """Where an answer leads. Raises `NotFollowed` where that would be in the clear, and was not before."""
+    target = urljoin(url.geturl(), location)
+    if url.scheme == "https" and urlsplit(target).scheme != "https":
+        raise NotFollowed(f"{url.hostname} redirects from https to what is not https")
+    return target
+
+
+def said(error: Exception) -> str:
+    """Why a connection failed, in a few words."""
+    return getattr(error, "strerror", None) or str(error)[:120] or type(error).__name__
 
 
 def origin_of(parts: SplitResult) -> Origin:

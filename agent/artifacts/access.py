@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from agent.artifacts.connections import Access, Answer, ConnectionFailed, Connections, NotFollowed
+from agent.artifacts.connections import Access, Answer, Connections
 from agent.artifacts.errors import unavailable
 from agent.artifacts.job import Job
-from agent.artifacts.refusals import Again, Asked, refusal
-from agent.origins import Origin, origin_of
+from agent.artifacts.refusals import Asked, refusal
+from agent.origins import NotFollowed, Origin, origin_of
 
 #: Seconds without an answer after which a question is asked again.
 _SILENCE = 20.0
@@ -78,13 +78,11 @@ class HubAccess(Carrying):
 
 @contextlib.contextmanager
 def asking(access: Access, job: Job) -> Iterator[Connections]:
-    """Connections for questions about files. What goes wrong with them becomes `Again` and `ArtifactError`."""
+    """Connections for questions about files. What does not pass by itself becomes `ArtifactError`."""
     connections = Connections(access, min(_SILENCE, job.stall_seconds))
     try:
         yield connections
     except NotFollowed as error:
         raise unavailable(f"{job.source}: {error}", "") from None
-    except ConnectionFailed as error:
-        raise Again(str(error)) from None
     finally:
         connections.close()

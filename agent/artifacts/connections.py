@@ -15,22 +15,28 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import SplitResult, urlencode, urljoin, urlsplit
+from urllib.parse import SplitResult, urlencode, urlsplit
 
-from agent.origins import Origin, asked, connection, origin_of, parsed
+from agent.origins import (
+    REDIRECTING,
+    REDIRECTS,
+    NotFollowed,
+    Origin,
+    asked,
+    connection,
+    followed,
+    origin_of,
+    redirected,
+    said,
+)
+from agent.retries import Again
 
-REDIRECTS = 5
-_REDIRECTING = frozenset({301, 302, 303, 307, 308})
 #: Bytes of an answer that is no file: what is left of it is not read, and its connection is given up.
 _MOST_TALK = 64 * 1024
 
 
-class ConnectionFailed(Exception):
-    """The other side could not be reached, fell silent, or broke off. Trying again may help."""
-
-
-class NotFollowed(Exception):
-    """The other side leads to where nobody goes, or cannot be trusted. Trying again does not help."""
+class ConnectionFailed(Again):
+    """The other side could not be reached, fell silent, or broke off."""
 
 
 @dataclass(slots=True)
@@ -154,9 +160,7 @@ class Connections:
         """Follows redirects. Raises `ConnectionFailed` and `NotFollowed`."""
         url, linked = self._access.address(url), dict[str, str]()
         for _ in range(REDIRECTS + 1):
-            parts = parsed(url)
-            if parts is None:
-                raise NotFollowed(f"it leads to {url[:80]!r}, which is no address that is followed")
+            parts = followed(url)
             carried = self._access.headers(origin_of(parts))
             response = self._exchange(parts, {**headers, **carried})
             named = {name.lower(): value for name, value in response.getheaders()}
@@ -165,21 +169,16 @@ class Connections:
             if answer.status == 401 and self._access.renew(answer):
                 self._finish(answer)
                 continue
-            if answer.status not in _REDIRECTING or "location" not in named:
+            if answer.status not in REDIRECTING or "location" not in named:
                 return answer
             self._finish(answer)
             linked = linked or named
-            target = urljoin(url, named["location"])
-            if parts.scheme == "https" and urlsplit(target).scheme != "https":
-                raise NotFollowed(f"{parts.hostname} redirects from https to what is not https")
-            url = target
+            url = redirected(parts, named["location"])
         raise NotFollowed(f"it redirects more than {REDIRECTS} times")
 
     def post(self, url: str, form: Mapping[str, str]) -> Answer:
         """Leads nowhere else: what a form says is for one place. Raises as `get` does."""
-        parts = parsed(url)
-        if parts is None:
-            raise NotFollowed(f"it leads to {url[:80]!r}, which is no address that is asked")
+        parts = followed(url)
         headers = {"Content-Type": "application/x-www-form-urlencoded", **self._access.headers(origin_of(parts))}
         response = self._exchange(parts, headers, urlencode(form).encode())
         named = {name.lower(): value for name, value in response.getheaders()}
@@ -224,6 +223,4 @@ class Connections:
 
 
 def _said(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
-        return "silent for too long"
-    return getattr(error, "strerror", None) or str(error)[:120] or type(error).__name__
+    return "silent for too long" if isinstance(error, TimeoutError) else said(error)

@@ -39,7 +39,8 @@ def _remembered(path: Path, folder: Path, report: Callable[[int, int], None], ca
     if (digest := _read(record, identity)) is not None:
         return digest
     digest = _hash(path, status.st_size, report, cancelled)
-    _write(record, {"file": identity, "sha256": digest})
+    if not cancelled.is_set():  # else it may be that of the beginning alone
+        _write(record, {"file": identity, "sha256": digest})
     return digest
 
 

@@ -26,5 +26,11 @@ def unavailable(message: str, hint: str = "try again later") -> ArtifactError:
     return refused(DiagnosisCode.SOURCE_UNAVAILABLE, message, hint)
 
 
+def not_started(what: str, error: OSError) -> ArtifactError:
+    """A process of ours could not be made."""
+    hint = "the limits of the agent's unit on tasks and memory may be reached"
+    return refused(DiagnosisCode.LAUNCH_FAILED, f"{what} cannot be started: {error.strerror}", hint)
+
+
 def corrupt(message: str, evidence: str = "") -> ArtifactError:
     return refused(DiagnosisCode.MODEL_CORRUPT, message, "fetch it again, or from elsewhere", evidence)

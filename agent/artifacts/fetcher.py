@@ -33,13 +33,14 @@ from agent.artifacts import cache
 from agent.artifacts.access import HubAccess, Plain, SourceAccess, asking
 from agent.artifacts.cache import Folder, Kept, KeptFile
 from agent.artifacts.coming import Listing, Wanted
-from agent.artifacts.connections import ConnectionFailed
 from agent.artifacts.errors import ArtifactError, missing, refused, unavailable
 from agent.artifacts.job import Job
-from agent.artifacts.refusals import Again, Changed
+from agent.artifacts.refusals import Changed
 from agent.artifacts.space import Reservation, full
-from agent.artifacts.transfer import Options, Throttle, Transfer
+from agent.artifacts.throttle import Throttle
+from agent.artifacts.transfer import Options, Transfer
 from agent.models.errors import ProfileError
+from agent.retries import Again
 from agent.status import Diagnosis, DiagnosisCode
 
 _T = TypeVar("_T")
@@ -239,9 +240,9 @@ class Fetcher:
         while True:
             try:
                 return ask()
-            except (Again, ConnectionFailed) as error:
-                wait = max(getattr(error, "wait", 0.0), pause)
-                if time.monotonic() + wait > began + max(self.job.stall_seconds, getattr(error, "wait", 0.0) + 1):
+            except Again as error:
+                wait = max(error.wait, pause)
+                if time.monotonic() + wait > began + max(self.job.stall_seconds, error.wait + 1):
                     raise unavailable(f"{self.job.source}: {error}") from None
             until = time.monotonic() + wait
             while time.monotonic() < until:

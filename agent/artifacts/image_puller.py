@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,6 +36,9 @@ UNPACKED = 3
 _REPORT, _LOOK = 0.2, 0.2
 #: Bytes of a credentials file; more is none.
 _MOST_CREDENTIALS = 1024**2
+
+#: Seconds that a credential helper may take: one may wait for somebody to type a passphrase.
+_HELPER_SECONDS = 20.0
 
 _BROKEN = (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, docker.errors.DockerException)
 
@@ -194,7 +198,10 @@ class Puller:
             tree = json.loads(Path(path).read_bytes()[:_MOST_CREDENTIALS])
             # An empty one would make the SDK look for the user's own.
             known = docker.auth.load_config(config_dict=tree or {"auths": {}}, credstore_env={"HOME": _HOME})
-            found = known.resolve_authconfig(registry)
+            # In a thread, which may be left behind: this process is ended when it has answered.
+            found = ThreadPoolExecutor(1).submit(known.resolve_authconfig, registry).result(_HELPER_SECONDS)
+        except TimeoutError:
+            raise _unreadable(f"the credential helper that {path} names for {registry} does not answer") from None
         except OSError as error:
             raise _unreadable(f"{path} cannot be read: {error.strerror}") from None
         except (ValueError, AttributeError, TypeError, docker.errors.InvalidConfigFile):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent.artifacts.errors import ArtifactError, refused
+from agent.artifacts.errors import ArtifactError, not_started, refused
 from agent.artifacts.image_engine import ask
 from agent.artifacts.image_job import ImageJob, Stage
 from agent.references import ImageReference, allowed
@@ -170,12 +170,15 @@ class _Pull:
 
     async def _try(self) -> PulledImage:
         """One child, gone when this returns or raises. Raises `ArtifactError`."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "agent.artifacts.image_puller",
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd="/",
-            env={"PYTHONPATH": _ROOT} | {name: os.environ[name] for name in _KEPT if name in os.environ},
-            limit=_MOST_LINE, start_new_session=True,
-        )  # fmt: skip
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-P", "-m", "agent.artifacts.image_puller",
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd="/",
+                env={"PYTHONPATH": _ROOT} | {name: os.environ[name] for name in _KEPT if name in os.environ},
+                limit=_MOST_LINE, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise not_started(f"{self.job.pinned} cannot be pulled: the process that does", error) from None
         try:
             assert process.stdin is not None
             process.stdin.write(self.job.encode())

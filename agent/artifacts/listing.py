@@ -14,7 +14,8 @@ from agent.artifacts.cache import MOST_FILES, is_plain
 from agent.artifacts.coming import Listing, Wanted
 from agent.artifacts.errors import missing, unavailable
 from agent.artifacts.job import Job
-from agent.artifacts.refusals import Again, Asked, refusal
+from agent.artifacts.refusals import Asked, refusal
+from agent.retries import Again
 
 #: Seconds until one answer.
 _DEADLINE = 20.0

@@ -18,7 +18,7 @@ from agent.artifacts.access import Plain, asking
 from agent.artifacts.cache import MOST_FILES, is_plain
 from agent.artifacts.coming import Listing, Wanted
 from agent.artifacts.connections import Answer, ConnectionFailed, Connections
-from agent.artifacts.errors import missing, refused, unavailable
+from agent.artifacts.errors import ArtifactError, missing, refused, unavailable
 from agent.artifacts.job import Job
 from agent.artifacts.objects import Place
 from agent.artifacts.refusals import Changed
@@ -122,8 +122,11 @@ class Bucket:
 
     def list(self) -> Listing:
         """Raises `Again` and `ArtifactError`."""
-        with asking(self._access, self.job) as connections:
-            found = [self._wanted(entry) for entry in self._entries(connections)]
+        try:
+            with asking(self._access, self.job) as connections:
+                found = [self._wanted(entry) for entry in self._entries(connections)]
+        except (AttributeError, TypeError):  # lists and objects where others must be
+            raise self._no_storage() from None
         return Listing("", {each.name: each for each in found if each is not None})
 
     def _entries(self, connections: Connections) -> Iterator[dict[str, Any]]:
@@ -158,8 +161,12 @@ class Bucket:
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            raise unavailable(f"{host} does not answer for {self.job.source} as Cloud Storage does", "is it one?")
+            raise self._no_storage()
         return found
+
+    def _no_storage(self) -> ArtifactError:
+        host = urlsplit(self._base).hostname
+        return unavailable(f"{host} does not answer for {self.job.source} as Cloud Storage does", "is it one?")
 
     def _wanted(self, said: Mapping[str, Any]) -> Wanted | None:
         """None for an object whose name cannot be a file's: it is not seen."""

@@ -15,8 +15,8 @@ from agent.artifacts.cache import is_plain
 from agent.artifacts.coming import Listing, Wanted
 from agent.artifacts.errors import missing, refused, unavailable
 from agent.artifacts.job import Job
-from agent.artifacts.refusals import TRANSIENT
 from agent.origins import Origin, origin_of
+from agent.retries import TRANSIENT
 from agent.status import DiagnosisCode
 
 #: Entries behind which the API leaves the others out without a word (modelscope_hub, `REPO_FILES_TRUNCATION_LIMIT`).

@@ -16,10 +16,11 @@ from urllib.parse import quote, unquote, urlsplit
 from agent.artifacts.access import Plain
 from agent.artifacts.cache import MOST_FILES, is_plain
 from agent.artifacts.coming import Listing, Wanted
-from agent.artifacts.errors import missing, refused, unavailable
+from agent.artifacts.errors import ArtifactError, missing, refused, unavailable
 from agent.artifacts.job import Job
 from agent.artifacts.objects import Place
-from agent.artifacts.refusals import TRANSIENT, Again, Changed
+from agent.artifacts.refusals import Changed
+from agent.retries import TRANSIENT, Again
 from agent.status import DiagnosisCode
 
 try:
@@ -27,6 +28,7 @@ try:
     import botocore.session
     from botocore import UNSIGNED
     from botocore.config import Config
+    from botocore.parsers import ResponseParserError
 except ImportError:
     hint = "pip install 'llm-node-agent[s3]' into the agent's environment, then try again"
     raise refused(DiagnosisCode.LAUNCH_FAILED, "s3: needs botocore, which is not installed", hint) from None
@@ -96,6 +98,8 @@ class Bucket:
         while True:
             with self._told():
                 page = self.client.list_objects_v2(Bucket=self.place.bucket, Prefix=start, **more)
+            if "IsTruncated" not in page:
+                raise self._no_s3()
             for entry in page.get("Contents", ()):
                 count += 1
                 name = str(entry["Key"])[len(start) :]
@@ -103,8 +107,10 @@ class Bucket:
                     yield self._wanted(name, entry)
             if count > MOST_FILES:
                 raise missing(f"{self.job.source} has more than {MOST_FILES} objects; a model has less")
-            if not page.get("IsTruncated"):
+            if not page["IsTruncated"]:
                 break
+            if "NextContinuationToken" not in page:
+                raise self._no_s3()
             more = {"ContinuationToken": page["NextContinuationToken"]}
         if not count:
             hint = "is the path right? a directory is named without a slash at its end, a GGUF file with its whole name"
@@ -136,7 +142,7 @@ class Bucket:
     def _wanted(self, name: str, said: Mapping[str, Any]) -> Wanted:
         size, etag = said.get("Size", said.get("ContentLength")), str(said.get("ETag") or "")
         if not isinstance(size, int) or not is_plain(name):
-            raise unavailable(f"{self.job.source}: {name[:80]!r} is listed without a size", "")
+            raise self._no_s3()
         digest = self.job.sha256 if self.place.parts() == (self.place.key,) else ""
         digest = digest or _sha256(said)
         url = f"s3://{self.place.bucket}/{quote(self.place.directory + name)}"
@@ -153,11 +159,18 @@ class Bucket:
             raise self.refused(str(error.response.get("Error", {}).get("Code", "")), status, subject, key) from None
         except failures.NoCredentialsError:
             raise refused(DiagnosisCode.SECRET_MISSING, f"{subject}: there are no credentials", _WHO) from None
+        except ResponseParserError:
+            raise self._no_s3() from None
         except (failures.ConnectionError, failures.HTTPClientError) as error:
             raise Again(f"{self.job.endpoint or 'S3'}: {type(error).__name__}") from None
         except failures.BotoCoreError as error:  # a damaged file of credentials, a profile that is none
             message = f"{subject}: botocore cannot ask S3: {type(error).__name__}"
             raise refused(DiagnosisCode.SECRET_MISSING, message, _WHO) from None
+
+    def _no_s3(self) -> ArtifactError:
+        where = self.job.endpoint or "S3"
+        hint = "fetch.s3_endpoint must be the address of its API, which is another one than that of its console"
+        return unavailable(f"{self.job.source}: {where} does not answer as S3 does", hint)
 
     def refused(self, code: str, status: int, subject: str, key: str = "") -> Exception:
         """What S3 answers (docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html)."""

@@ -11,26 +11,29 @@ import os
 import re
 import sys
 import threading
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from agent.artifacts import selection
 from agent.artifacts.access import SourceAccess
 from agent.artifacts.coming import Wanted
-from agent.artifacts.connections import ConnectionFailed, Connections, NotFollowed
+from agent.artifacts.connections import ConnectionFailed, Connections
 from agent.artifacts.errors import unavailable
 from agent.artifacts.fetcher import Fetcher, diagnosed
 from agent.artifacts.job import Job
-from agent.artifacts.refusals import Again, Changed
+from agent.artifacts.refusals import Changed
 from agent.models import inspect
 from agent.models.huggingface import read_model, weight_files
 from agent.models.profile import ModelProfile
 from agent.models.remote_files import RemoteFiles
+from agent.origins import NotFollowed
+from agent.retries import Again, patiently
 
 #: Bytes of all headers together.
 _MOST = 256 * 1024**2
-#: Tries of each request, and seconds of silence that end one.
-_TRIES, _SILENCE = 3, 10.0
+#: Seconds of silence that end a request, and those before its second and third try.
+_SILENCE, _PAUSES = 10.0, (0.5, 1.0)
 
 
 class Place:
@@ -39,6 +42,7 @@ class Place:
     def __init__(self, job: Job, access: SourceAccess) -> None:
         self._job, self._access = job, access
         self._own, self._lock, self._received = threading.local(), threading.Lock(), 0
+        self._until = time.monotonic() + job.stall_seconds
 
     def fetch(self, wanted: Wanted, offset: int, length: int) -> bytes:
         length = min(length, wanted.size - offset)
@@ -48,15 +52,12 @@ class Place:
             self._received += length
         if self._received > _MOST:
             raise unavailable(f"{self._job.source}: its headers have more than {_MOST} bytes", "")
-        for tries_left in reversed(range(_TRIES)):
-            try:
-                return self._asked(wanted, offset, length)
-            except (Again, Changed, ConnectionFailed) as error:
-                if not tries_left:
-                    raise unavailable(f"{self._job.source}: {error}") from None
-            except NotFollowed as error:
-                raise unavailable(f"{self._job.source}: {error}", "") from None
-        raise AssertionError  # the last try returned or raised
+        try:
+            return patiently(lambda: self._asked(wanted, offset, length), _PAUSES, self._until)
+        except (Again, Changed) as error:
+            raise unavailable(f"{self._job.source}: {error}") from None
+        except NotFollowed as error:
+            raise unavailable(f"{self._job.source}: {error}", "") from None
 
     def _asked(self, wanted: Wanted, offset: int, length: int) -> bytes:
         connections = getattr(self._own, "connections", None)

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from agent.artifacts.errors import ArtifactError, corrupt, refused, unavailable
+from agent.artifacts.errors import ArtifactError, corrupt, not_started, refused, unavailable
 from agent.artifacts.job import Job
 from agent.frozen import frozen
 from agent.status import DiagnosisCode, Progress
@@ -68,11 +68,7 @@ class Pulls:
 
     async def look(self, job: Job) -> dict[str, Any]:
         """A model's profile as data, from headers at its source. Raises `ArtifactError`."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "agent.artifacts.looking",
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, cwd="/",
-            env=_environment(job) | {"OPENBLAS_NUM_THREADS": "1"},
-        )  # fmt: skip
+        process = await _started("agent.artifacts.looking", job, OPENBLAS_NUM_THREADS="1")
         try:
             async with asyncio.timeout(LOOK_DEADLINE):
                 output, _ = await process.communicate(replace(job, stall_seconds=min(job.stall_seconds, 10.0)).encode())
@@ -152,11 +148,7 @@ class _Pull:
 
     async def _child(self) -> tuple[dict[str, Any] | None, str]:
         """One child's answer, or how it ended without one. It is gone when this returns or raises."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "agent.artifacts.fetcher",
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, cwd="/",
-            env=_environment(self.job),
-        )  # fmt: skip
+        process = await _started("agent.artifacts.fetcher", self.job)
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -186,6 +178,18 @@ class _Pull:
             self._done = max(self._done, done)
             for show in tuple(self.watchers):
                 show(Progress(step, done, total))
+
+
+async def _started(module: str, job: Job, **variables: str) -> asyncio.subprocess.Process:
+    """Raises `ArtifactError`."""
+    try:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", module,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, cwd="/",
+            env=_environment(job) | variables,
+        )  # fmt: skip
+    except OSError as error:
+        raise not_started(f"{job.source}: the process that asks for it", error) from None
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

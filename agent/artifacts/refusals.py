@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 
 from agent.artifacts.errors import ArtifactError, missing, refused, unavailable
+from agent.retries import TRANSIENT, Again, told_wait
 from agent.status import DiagnosisCode
 
-#: Answers after which the same request may succeed.
-TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 #: A wait (seconds) that is asked for and obeyed; a longer one is told instead.
 LONGEST_WAIT = 300.0
-
-
-class Again(Exception):
-    """Another try may help, after `wait` seconds where the other side named them."""
-
-    def __init__(self, message: str, wait: float = 0.0) -> None:
-        super().__init__(message)
-        self.wait = wait
 
 
 class Changed(Exception):
@@ -52,7 +40,7 @@ def refusal(status: int, headers: Mapping[str, str], asked: Asked) -> Again | Ar
 
 def _later(status: int, headers: Mapping[str, str], asked: Asked) -> Again | ArtifactError:
     said = "too many requests" if status == 429 else f"status {status}"
-    wait = _wait(headers.get("retry-after", ""))
+    wait = told_wait(headers)
     if wait > LONGEST_WAIT:
         return unavailable(f"{asked.subject}: {asked.host} answers with {said} and asks to wait {wait:.0f} s")
     return Again(f"{asked.host} answers with {said}", wait)
@@ -79,13 +67,3 @@ def _gated(subject: str, *, has_token: bool) -> ArtifactError:
         hint = "ask for access on the model's page, with the token's account; it must be allowed to read gated models"
     message = f"{subject}: its publisher gives it only to who was granted access"
     return refused(DiagnosisCode.MODEL_GATED, message, hint)
-
-
-def _wait(text: str) -> float:
-    """Seconds, from a number of them or a date."""
-    if re.fullmatch(r"\d{1,9}", text):
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return 0.0

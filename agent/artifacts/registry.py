@@ -19,11 +19,12 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from agent.artifacts.access import Carrying, Plain, asking
-from agent.artifacts.connections import Answer, ConnectionFailed
+from agent.artifacts.connections import Answer
 from agent.artifacts.errors import ArtifactError, missing, refused, unavailable
 from agent.artifacts.job import Job
-from agent.artifacts.refusals import TRANSIENT, Asked, refusal
+from agent.artifacts.refusals import Asked, refusal
 from agent.origins import Origin, origin_of
+from agent.retries import TRANSIENT
 from agent.status import DiagnosisCode
 
 _MOST_CREDENTIALS = 1024**2
@@ -106,7 +107,7 @@ class Registry(Plain):
             return bool(self._header)
 
     def _token(self, asked: Mapping[str, str]) -> str:
-        """For what a registry names. Raises `ConnectionFailed` and `ArtifactError`."""
+        """For what a registry names. Raises `Again` and `ArtifactError`."""
         realm, subject = urlsplit(asked.get("realm", "")), self._job.source
         if realm.scheme != "https" and not _is_loopback(realm.netloc):
             raise unavailable(f"{subject}: {self.host} sends to {realm.scheme}://{realm.netloc[:80]} for a token", "")
@@ -119,7 +120,7 @@ class Registry(Plain):
             else:
                 answer = connections.get(url, {})
             if answer.status in TRANSIENT:
-                raise ConnectionFailed(f"{realm.hostname} answers with status {answer.status}")
+                raise refusal(answer.status, answer.headers, Asked(subject, realm.hostname or "", hub=False))
             if answer.status != 200:
                 raise self._denied(subject)
             text = answer.body(_MOST_TOKEN)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import random
-import re
 import sys
 import threading
 import time
@@ -18,16 +17,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from agent.artifacts import cache, intake, locks
+from agent.artifacts import cache, locks
 from agent.artifacts.access import SourceAccess
+from agent.artifacts.answers import asked
 from agent.artifacts.cache import Folder, KeptFile
 from agent.artifacts.coming import ComingFile, StartOver, Task, Wanted
-from agent.artifacts.connections import Answer, ConnectionFailed, Connections, NotFollowed
+from agent.artifacts.connections import Answer, ConnectionFailed, Connections
 from agent.artifacts.errors import ArtifactError, corrupt, unavailable
 from agent.artifacts.intake import InMemory, InPipe, Intake, Unspliceable
-from agent.artifacts.refusals import Again
+from agent.artifacts.throttle import Throttle
+from agent.origins import NotFollowed
+from agent.retries import Again
 
 #: Seconds after which what came is written, however little it is: a slow connection loses no more when it is killed.
 _FLUSH = 0.5
@@ -57,29 +58,6 @@ class Options:
 
 #: Called by the main thread: step, bytes that are here, bytes of all files.
 Report = Callable[[str, int, int], None]
-
-
-class Throttle:
-    """At most so many bytes a second over all connections; may be changed while they run."""
-
-    def __init__(self, bytes_per_second: int) -> None:
-        self.rate = bytes_per_second
-        self._lock = threading.Lock()
-        self._free_at = 0.0
-
-    def spend(self, count: int) -> None:
-        if not self.rate:
-            return
-        with self._lock:
-            now = time.monotonic()
-            self._free_at = max(self._free_at, now) + count / self.rate
-            wait = self._free_at - now
-        time.sleep(wait)
-
-    @property
-    def piece(self) -> int:
-        """Bytes to read at once, so that a pause stays short."""
-        return min(intake.BUFFER, max(4096, self.rate // 8)) if self.rate else intake.BUFFER
 
 
 class Transfer:
@@ -210,11 +188,11 @@ class Transfer:
         while (taken := self._take()) is not None:
             file, task = taken
             try:
-                answer = self._asked(connections, file, task)
+                answer = asked(connections, file, task, options.access, options.subject)
                 self._receive(answer, pipe if pipe and answer.spliceable else memory, file, task)
             except Unspliceable:
                 pipe = None
-            except (Again, ConnectionFailed) as error:
+            except Again as error:
                 self._pause(error)
             except StartOver as error:
                 self._start_over(file, task, error)
@@ -286,41 +264,6 @@ class Transfer:
             if has != had:
                 self._moved()
 
-    def _asked(self, connections: Connections, file: ComingFile, task: Task) -> Answer:
-        """For the rest of a part. Raises `Again`, `ConnectionFailed`, `StartOver`, and what is final."""
-        start, end, etag, url = file.span(task)
-        ranged = start > 0 or end < file.wanted.size
-        headers = {"Range": f"bytes={start}-{end - 1}"} if ranged else {}
-        if ranged and etag and not etag.startswith("W/"):
-            headers["If-Range"] = etag
-        answer = connections.get(url, headers)
-        try:
-            self._check(answer, file, start, ranged=ranged)
-            file.identify(task, answer.headers.get("etag", ""), answer.url if answer.linked else "")
-        except BaseException:
-            answer.close()
-            raise
-        return answer
-
-    def _check(self, answer: Answer, file: ComingFile, start: int, *, ranged: bool) -> None:
-        """Whether the answer is what was asked for."""
-        wanted, options = file.wanted, self._options
-        host = urlsplit(answer.url).hostname or ""
-        if answer.status in {401, 403} and file.forget_target():
-            raise Again(f"{host} no longer gives it at the address that the hub named")
-        if answer.status == 416 or (answer.status == 200 and ranged):
-            raise StartOver("it is not what it was, or cannot be had in parts", parts=answer.status == 416)
-        if answer.status not in {200, 206}:
-            raise options.access.refusal(answer.status, answer.headers, f"{wanted.name} of {options.subject}", host)
-        if answer.headers.get("content-encoding", "identity") != "identity":
-            raise unavailable(f"{wanted.name}: the answer is compressed though nobody asked for that", "")
-        size = _total(answer, start)
-        if size not in {None, wanted.size}:
-            raise unavailable(f"{wanted.name}: it is listed with {wanted.size} bytes, and served with {size}", "")
-        linked = (answer.linked or answer.headers).get("x-linked-etag", "").strip('"').removeprefix("sha256:")
-        if linked and wanted.digest.startswith("sha256:") and f"sha256:{linked}" != wanted.digest:
-            raise corrupt(f"{wanted.name}: the hub lists it as {wanted.digest}, and serves sha256:{linked}")
-
     def _receive(self, answer: Answer, came: Intake, file: ComingFile, task: Task) -> None:
         """Read the rest of a part; what came is written, also when more does not."""
         piece, written_at = self._throttle.piece, time.monotonic()
@@ -349,12 +292,12 @@ class Transfer:
         self._moved()
         self._failures = 0
 
-    def _pause(self, error: Exception) -> None:
+    def _pause(self, error: Again) -> None:
         """Nobody asks for a while: what ails one connection mostly ails all."""
         with self._changed:
             self._last, now = str(error), time.monotonic()
             self._failures += 1
-            told = getattr(error, "wait", 0.0)
+            told = error.wait
             if told and self._failures > _REFUSALS * self._options.connections:
                 self._error = self._error or unavailable(f"{self._options.subject}: {error}, again and again")
             if told:
@@ -414,13 +357,3 @@ class Transfer:
             self._left -= 1
             self._moved()
             self._changed.notify_all()
-
-
-def _total(answer: Answer, start: int) -> int | None:
-    """Bytes of the whole file, as the answer says. Raises `ArtifactError` for another range than was asked for."""
-    if answer.status == 200:
-        return answer.length
-    said = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", answer.headers.get("content-range", ""))
-    if said is None or int(said[1]) != start:
-        raise unavailable("another range came back than was asked for", "")
-    return int(said[2])

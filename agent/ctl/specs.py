@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -20,6 +21,8 @@ from agent.errors import FieldViolation, InvalidArgument, NotFound
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+#: Bytes of a file of specs, of a configuration, or of an export of the ledger; real ones have far less.
+MOST_BYTES: Final = 16 * 1024**2
 #: What a model reference may begin with. A name of the catalog may have a colon, too: `qwen3:8b`.
 _SCHEMES: Final = frozenset({"file", "package", "hf", "s3", "gs", "oci", "ollama", "ms"})
 #: `owner/name`, with a revision or quantization behind it.
@@ -196,7 +199,11 @@ def read_all(files: Iterable[str]) -> list[dict[str, Any]]:
 def read(file: str) -> str:
     """The text of a file, or of standard input for `-`. Raises `NotFound` and `InvalidArgument`."""
     try:
-        return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        with nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as opened:
+            content = opened.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise InvalidArgument(f"{file}: larger than {MOST_BYTES >> 20} MiB: is it a model, not what describes one?")
+        return content.decode()
     except FileNotFoundError:
         raise NotFound(f"{file}: no such file") from None
     except UnicodeDecodeError as error:

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from agent.documents import MAX_LENGTH, load_documents
-from agent.errors import FieldViolation, InvalidArgument
+from agent.documents import compact, exists, load_file
+from agent.errors import InvalidArgument
 from agent.planning.plan import Reason, Rejected
 from agent.quantities import Argument, Bytes, EngineName, Matches, NonEmptyLine, VariableName
 from agent.references import DIGEST, REPOSITORY, TAG_NAME, ImageReference, allowed
@@ -326,16 +326,15 @@ def load(own: Path | None = None) -> Catalog:
     Of each engine the operator's images come first. One that has the repository and tag of a shipped one changes only
     the keys that it gives.
     """
-    if own is None or not own.is_file():
+    if own is None or not exists(own):
         return shipped()
-    tree = _read(own)
+    tree = load_file(own)
     known: dict[str, list[dict[str, Any]]] = json.loads(_SHIPPED.read_bytes())["engines"]
-    given = tree.get("engines")
-    joined: object = given
-    if isinstance(given, dict):
-        joined = known | {engine: _joined(known.get(engine, []), images) for engine, images in given.items()}
+    if isinstance(given := tree.get("engines"), dict):
+        joined = {engine: _joined(known.get(engine, []), images) for engine, images in given.items()}
+        tree = {**tree, "engines": known | joined}
     try:
-        return Catalog(validate(_File, {**tree, "engines": joined}, own.name))
+        return Catalog(validate(_File, tree, own.name))
     except InvalidArgument as error:
         violations = error.violations
         raise InvalidArgument(f"{own}: {error.message}", violations=violations) from None
@@ -356,31 +355,15 @@ def _key(image: Mapping[str, Any]) -> tuple[Any, Any]:
     return image.get("repository"), image.get("tag")
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_bytes()[: MAX_LENGTH + 1].decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"{path} cannot be read: {error}") from None
-    documents = load_documents(text, str(path))
-    if len(documents) != 1:
-        rule = f"must be one YAML document (has {len(documents)})"
-        raise InvalidArgument(f"{path}: {rule}", violations=(FieldViolation(path.name, rule),))
-    return documents[0]
-
-
 def derived(edited: Path) -> str:
     """The contents of images.json for the file that people edit: one line an image. Raises `InvalidArgument`."""
-    tree = _read(edited)
+    tree = load_file(edited)
     validate(_File, tree, edited.name)
     engines = ",\n".join(
-        f"{json.dumps(engine)}: [\n" + ",\n".join(_line(image) for image in images) + "\n]"
+        f"{json.dumps(engine)}: [\n" + ",\n".join(compact(image) for image in images) + "\n]"
         for engine, images in tree["engines"].items()
     )
     return f'{{"engines": {{\n{engines}\n}}}}\n'
-
-
-def _line(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def main() -> None:

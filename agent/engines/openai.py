@@ -42,7 +42,7 @@ def decoded(reply: HttpReply) -> Any:
         return None
     try:
         return json.loads(reply.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from agent.hardware import sysfs
 from agent.hardware.inventory import Disk
+from agent.mounts import Mounted, mounted
 
 
 def disks(directories: Mapping[str, Path], root: Path = Path("/")) -> tuple[Disk, ...]:
@@ -18,12 +18,14 @@ def disks(directories: Mapping[str, Path], root: Path = Path("/")) -> tuple[Disk
     On a network file system whose server is gone, this hangs: the caller runs it in a thread, with a deadline. `root`
     is where /proc is found.
     """
-    mounts = list(_mounts(sysfs.text(root / "proc/self/mountinfo")))
+    mounts = []
+    with contextlib.suppress(OSError):
+        mounts = list(mounted((root / "proc/self/mountinfo").read_bytes()))
     found = (_disk(purpose, path, mounts) for purpose, path in directories.items())
     return tuple(disk for disk in found if disk is not None)
 
 
-def _disk(purpose: str, path: Path, mounts: list[tuple[str, str]]) -> Disk | None:
+def _disk(purpose: str, path: Path, mounts: Sequence[Mounted]) -> Disk | None:
     for place in (path.absolute(), *path.absolute().parents):
         try:
             real, size = place.resolve(strict=True), os.statvfs(place)
@@ -33,9 +35,9 @@ def _disk(purpose: str, path: Path, mounts: list[tuple[str, str]]) -> Disk | Non
             return None
         # The deepest mount holds it; of several on one place, the last hides the others.
         above = [
-            (len(Path(point).parts), order, kind)
-            for order, (point, kind) in enumerate(mounts)
-            if real.is_relative_to(point)
+            (len(Path(mount.point).parts), order, mount.kind)
+            for order, mount in enumerate(mounts)
+            if real.is_relative_to(mount.point)
         ]
         return Disk(
             purpose=purpose,
@@ -45,12 +47,3 @@ def _disk(purpose: str, path: Path, mounts: list[tuple[str, str]]) -> Disk | Non
             free=size.f_bavail * size.f_frsize,
         )
     return None
-
-
-def _mounts(mountinfo: str) -> Iterator[tuple[str, str]]:
-    """(mount point, file system type), in the order of mounting. Format: proc_pid_mountinfo(5)."""
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        fields, kind = before.split(" "), after.split(" ", 1)[0]
-        if len(fields) > 4 and kind:
-            yield re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[4]), kind

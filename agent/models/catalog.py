@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
-from agent.documents import MAX_LENGTH, load_documents
+from agent.documents import compact, exists, load_file
 from agent.errors import FieldViolation, InvalidArgument
 from agent.models.config import Config
 from agent.models.levels import LEVELS, as_gguf, scaled
@@ -300,9 +300,9 @@ def load(own: Path | None = None) -> Catalog:
     The file has the same form. Its `models` are joined by id: keys that it gives replace the shipped entry's, whole; an
     id that is not shipped makes a new entry. `quantizations` are joined by name, `vendors` are added.
     """
-    if own is None or not own.is_file():
+    if own is None or not exists(own):
         return shipped()
-    tree = _read(own)
+    tree = load_file(own)
     known = json.loads(_SHIPPED.read_bytes())
     models = {entry["id"]: entry for entry in known["models"]}
     for entry in _listed(tree, "models", own):
@@ -341,30 +341,15 @@ def _blamed(error: InvalidArgument, path: Path, names: list[str]) -> InvalidArgu
     return InvalidArgument(f"{path}: {violations[0].field}: {violations[0].rule}", violations=violations)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_bytes()[: MAX_LENGTH + 1].decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"{path} cannot be read: {error}") from None
-    documents = load_documents(text, str(path))
-    if len(documents) > 1:
-        raise InvalidArgument(f"{path}: must be one document, not {len(documents)}")
-    return documents[0] if documents else {}
-
-
 def derived(edited: Path) -> str:
     """The contents of catalog.json for the file that people edit: one line a model. Raises `InvalidArgument`."""
-    tree = _read(edited)
+    tree = load_file(edited)
     Catalog(validate(_File, tree, edited.name))
-    models = ",\n".join(_line(model) for model in tree["models"])
+    models = ",\n".join(compact(model) for model in tree["models"])
     return (
-        f'{{"vendors": {_line(tree["vendors"])},\n"quantizations": {_line(tree["quantizations"])},\n'
+        f'{{"vendors": {compact(tree["vendors"])},\n"quantizations": {compact(tree["quantizations"])},\n'
         f'"models": [\n{models}\n]}}\n'
     )
-
-
-def _line(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ The format is that of CTranslate2's `python/ctranslate2/specs/model_spec.py` (`_
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 from collections.abc import Mapping
@@ -15,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from agent.models.errors import corrupt, unsupported
+from agent.models.config import load_json
+from agent.models.errors import ProfileError, corrupt, unsupported
 from agent.models.profile import Attention, AttentionKind, Basis, Group, Layer, ModelProfile, Quantization, Tensors
+from agent.models.reader import FileReader
 
 MODEL, VOCABULARIES = "model.bin", ("vocabulary.json", "vocabulary.txt", "shared_vocabulary.json")
 DECODER = "TransformerDecoderSpec"
@@ -168,8 +169,9 @@ def _context(folder: Path, variables: Mapping[str, _Variable]) -> tuple[int, tup
     positions = variables.get("decoder/position_encodings/encodings")
     if positions is not None and positions.shape:
         return positions.shape[0], ()
-    with suppress(OSError, ValueError, AttributeError):  # another program's file, and only a hint
-        stated = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("model_max_length")
+    with suppress(ProfileError):  # another program's file, and only a hint
+        tokenizer = folder / "tokenizer_config.json"
+        stated = load_json(FileReader(tokenizer), str(tokenizer)).get("model_max_length")
         if isinstance(stated, int) and 16 <= stated <= 1 << 24:
             return stated, ()
     return _CONTEXT, (f"its trained context is not known; {_CONTEXT} tokens are assumed",)

@@ -9,30 +9,38 @@ from __future__ import annotations
 
 import http.client
 import json
-import re
 import ssl
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn, Self
-from urllib.parse import SplitResult, quote, urlencode, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
 
 from agent.models.config import MAX_JSON
 from agent.models.errors import ProfileError, corrupt, missing
 from agent.models.repository import Bounds
-from agent.origins import Origin, asked, connection, origin_of, parsed
+from agent.origins import (
+    REDIRECTING,
+    REDIRECTS,
+    NotFollowed,
+    Origin,
+    asked,
+    connection,
+    followed,
+    origin_of,
+    parsed,
+    redirected,
+    said,
+)
+from agent.retries import TRANSIENT, Again, patiently, told_wait
 from agent.status import Diagnosis, DiagnosisCode
 
 #: Seconds without a byte after which a connection is given up.
 SILENCE = 10.0
-_REDIRECTS = 5
-_TRIES = 3
-#: Seconds before the second try; doubled for the third.
-_PAUSE = 0.5
+#: Seconds before the second try, and before the third.
+_PAUSES = (0.5, 1.0)
 _CHUNK = 64 * 1024
-_REDIRECTING = frozenset({301, 302, 303, 307, 308})
-_TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 _NO_HUB = "is the endpoint the address of a hub, or of a mirror that has its API too?"
 
 
@@ -43,14 +51,6 @@ class Answer:
     status: int
     headers: Mapping[str, str]  # names in lower case
     body: bytes
-
-
-class _Retry(Exception):
-    """Another try may help, after `wait` seconds where the other side named them."""
-
-    def __init__(self, message: str, wait: float = 0.0) -> None:
-        super().__init__(message)
-        self.wait = wait
 
 
 #: What to look at when nobody answers.
@@ -136,37 +136,25 @@ class Hub:
         return self._get(url, f"{name} of hf:{repo}", most=length, span=span)
 
     def _get(self, url: str, subject: str, *, most: int, span: str = "") -> Answer:
-        pause = _PAUSE
-        for number in range(1, _TRIES + 1):
-            try:
-                return self._follow(url, subject, most, span)
-            except _Retry as error:
-                wait = max(error.wait, pause)
-                if number == _TRIES or wait > self._remaining(subject):
-                    after = f"; it asks to wait {error.wait:g} s" if error.wait else ""
-                    hint = "try again later" if after else _REACH
-                    raise unavailable(f"{subject}: {error}{after}", hint) from None
-            time.sleep(wait)
-            pause *= 2
-        raise AssertionError
+        try:
+            return patiently(lambda: self._follow(url, subject, most, span), _PAUSES, self._deadline)
+        except Again as error:
+            after = f"; it asks to wait {error.wait:.0f} s" if error.wait else ""
+            hint = "try again later" if after else _REACH
+            raise unavailable(f"{subject}: {error}{after}", hint) from None
+        except NotFollowed as error:
+            raise unavailable(f"{subject}: {error}") from None
 
     def _follow(self, url: str, subject: str, most: int, span: str) -> Answer:
         """One try, with its redirects."""
-        for _ in range(_REDIRECTS + 1):
-            parts = parsed(url)
-            if parts is None:
-                raise unavailable(f"{subject}: redirected to {url[:80]!r}, which is no address that is followed")
+        for _ in range(REDIRECTS + 1):
+            parts = followed(url)
             answer = self._exchange(parts, subject, most, span)
-            if answer.status not in _REDIRECTING:
+            if answer.status not in REDIRECTING:
                 self._check(answer, subject, parts)
                 return answer
-            target = urljoin(url, answer.headers.get("location", ""))
-            if parts.scheme == "https" and urlsplit(target).scheme != "https":
-                raise unavailable(f"{subject}: {parts.hostname} redirects from https to what is not https")
-            url = target
-        raise unavailable(
-            f"{subject}: redirected more than {_REDIRECTS} times", hint="does the mirror point at itself?"
-        )
+            url = redirected(parts, answer.headers.get("location", ""))
+        raise unavailable(f"{subject}: redirected more than {REDIRECTS} times", hint="does the mirror point at itself?")
 
     def _exchange(self, parts: SplitResult, subject: str, most: int, span: str) -> Answer:
         """One request on a kept connection or a new one."""
@@ -189,13 +177,12 @@ class Hub:
             whole = whole and not response.will_close
             return Answer(response.status, named, body)
         except TimeoutError:
-            raise _Retry(f"{parts.hostname} was silent for {SILENCE:g} s") from None
+            raise Again(f"{parts.hostname} was silent for {SILENCE:g} s") from None
         except ssl.SSLCertVerificationError as error:
             hint = "a mirror's own authority is named by SSL_CERT_FILE"
             raise unavailable(f"{subject}: {parts.hostname} is not trusted ({error.verify_message})", hint) from None
         except (OSError, http.client.HTTPException) as error:
-            said = getattr(error, "strerror", None) or str(error)[:120] or type(error).__name__
-            raise _Retry(f"{parts.hostname} cannot be read ({said})") from None
+            raise Again(f"{parts.hostname} cannot be read ({said(error)})") from None
         finally:
             with self._lock:
                 if whole and not self._closed:
@@ -215,7 +202,7 @@ class Hub:
             self._account(len(part), subject)
         body = b"".join(parts)
         if promised is not None and len(body) < min(promised, most):
-            raise _Retry(f"the connection ended after {len(body)} of {promised} bytes")
+            raise Again(f"the connection ended after {len(body)} of {promised} bytes")
         if promised == len(body):
             response.close()  # it waits for a read that finds nothing
         if headers.get("content-encoding", "identity") != "identity":
@@ -249,12 +236,9 @@ class Hub:
     def _check(self, answer: Answer, subject: str, parts: SplitResult) -> None:
         if answer.status in {200, 206}:
             return
-        if answer.status in _TRANSIENT:
-            wait = answer.headers.get("retry-after", "")
-            said = "too many requests" if answer.status == 429 else f"status {answer.status}"
-            raise _Retry(
-                f"{parts.hostname} answers with {said}", float(wait) if re.fullmatch(r"\d{1,6}", wait) else 0.0
-            )
+        if answer.status in TRANSIENT:
+            what = "too many requests" if answer.status == 429 else f"status {answer.status}"
+            raise Again(f"{parts.hostname} answers with {what}", told_wait(answer.headers))
         if origin_of(parts) != origin_of(urlsplit(self.endpoint)):
             raise unavailable(f"{subject}: {parts.hostname}, to which the hub redirects, answers with {answer.status}")
         _refuse(answer, subject, has_token=bool(self._token))

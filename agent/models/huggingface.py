@@ -16,9 +16,9 @@ from agent.models.errors import ProfileError, corrupt, missing, unsupported
 from agent.models.families.base import Kind
 from agent.models.groups import Sums, group_of
 from agent.models.profile import Basis, Group, ModelProfile, Quantization
-from agent.models.quantization import Rules
 from agent.models.reader import FileReader, Reader
 from agent.models.safetensors import BITS, Tensor, read_header
+from agent.models.schemes import Rules
 from agent.models.shape import Shape
 
 _INDEX = "model.safetensors.index.json"

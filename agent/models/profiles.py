@@ -233,7 +233,12 @@ async def _inspect(
     variables: Mapping[str, str] = MappingProxyType({}),
 ) -> T:
     """Run `agent.models.inspect`. Raises `ProfileError`; cancellation (a deadline) kills the process."""
-    output = await _output([sys.executable, "-P", "-m", "agent.models.inspect", *arguments], variables)
+    try:
+        output = await _output([sys.executable, "-P", "-m", "agent.models.inspect", *arguments], variables)
+    except OSError as failure:
+        message = f"{subject} cannot be read: the process that parses it cannot be started: {failure.strerror}"
+        hint = "the limits of the agent's unit on tasks and memory may be reached"
+        raise _refusal(DiagnosisCode.LAUNCH_FAILED, message, hint) from None
     try:
         return form().validate_json(output)
     except ValidationError:

@@ -19,8 +19,9 @@ from agent.models.families.base import Family, Kind, Unknown
 from agent.models.families.towers import largest, tower_of
 from agent.models.groups import Sums, active, group_of, keeps_cache
 from agent.models.profile import Attention, AttentionKind, Basis, Group, ModelProfile, Quantization, Rope
-from agent.models.quantization import DTYPES, Piece, Rules, parse
+from agent.models.quantization import DTYPES, parse
 from agent.models.safetensors import BITS
+from agent.models.schemes import Piece, Rules
 
 #: Keys of config.json that only say how the weights are stored.
 _STORAGE = frozenset({"quantization_config", "compression_config", "quantization"})

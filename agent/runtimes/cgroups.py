@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from agent.frozen import frozen
+from agent.mounts import mounted
 from agent.runtimes import procfs
 from agent.runtimes.base import Resources
 
@@ -254,10 +255,7 @@ def _mounts(proc: Path) -> dict[str, Mount]:
         _, controllers, path = line.split(":", 2)
         own |= dict.fromkeys(controllers.split(","), path)
     mounts: dict[str, Mount] = {}
-    for line in (procfs.read(str(proc / "mountinfo")) or b"").decode().splitlines():
-        left, _, right = line.partition(" - ")
-        root, point = left.split()[3:5]
-        kind, _, options = right.split()[:3]
+    for root, point, kind, options in mounted(procfs.read(str(proc / "mountinfo")) or b""):
         if kind not in ("cgroup", "cgroup2"):
             continue
         for controller in [""] if kind == "cgroup2" else set(options.split(",")) & set(CONTROLLERS):

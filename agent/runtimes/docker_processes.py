@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent.mounts import mounted
 from agent.runtimes import cgroups, procfs
 from agent.runtimes.instance import START_SECONDS, send
 
@@ -143,12 +144,10 @@ def groups(pid: int, id: str) -> tuple[str, ...]:
 def _mounts() -> dict[str, str]:
     """Where the hierarchies are mounted, by controller; the unified one (v2) is ""."""
     points: dict[str, str] = {}
-    for line in (procfs.read("/proc/self/mountinfo") or b"").decode().splitlines():
-        left, _, right = line.partition(" - ")
-        kind, _, options = right.split()[:3]
-        if kind == "cgroup2":
-            points.setdefault("", left.split()[4])
-        elif kind == "cgroup":
-            for controller in options.split(","):
-                points.setdefault(controller, left.split()[4])
+    for mount in mounted(procfs.read("/proc/self/mountinfo") or b""):
+        if mount.kind == "cgroup2":
+            points.setdefault("", mount.point)
+        elif mount.kind == "cgroup":
+            for controller in mount.options.split(","):
+                points.setdefault(controller, mount.point)
     return points

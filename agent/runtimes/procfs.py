@@ -45,9 +45,9 @@ def read(path: str) -> bytes | None:
     except OSError:
         return None
     try:
-        data = chunk = os.read(fd, _CHUNK_BYTES)
-        while len(chunk) == _CHUNK_BYTES:
-            chunk = os.read(fd, _CHUNK_BYTES)
+        data = os.read(fd, _CHUNK_BYTES)
+        # Of a list the kernel gives what fits into a page, however much is asked for: only nothing is the end.
+        while chunk := os.read(fd, _CHUNK_BYTES):
             data += chunk
         return data
     except OSError:  # ESRCH: it vanished between the two calls

@@ -277,6 +277,16 @@ def test_what_google_refuses_says_what_to_do(puller, storage, key, monkeypatch):
     assert puller.refused("gs://bucket/m.gguf", stall_seconds=1.0).code == Code.SOURCE_UNAVAILABLE
 
 
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"items": ["m.gguf"]}', b'{"items": 3}'])
+def test_a_server_that_is_no_cloud_storage_is_told(puller, storage, body):
+    puller.relay.fail(Fault("*", status=200, body=body))
+
+    found = puller.refused("gs://bucket/m")
+
+    assert found.code == Code.SOURCE_UNAVAILABLE
+    assert "as Cloud Storage does" in found.message
+
+
 # ModelScope
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from agent.artifacts import images
 from agent.artifacts.errors import ArtifactError
 from agent.artifacts.image_failures import diagnosed
 from agent.artifacts.image_job import ImageJob
@@ -89,6 +90,17 @@ def test_the_daemon_does_not_carry_the_docker_sdk() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
 
     assert done.stdout == "[]\n"
+
+
+async def test_a_process_that_cannot_be_started_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images.sys, "executable", "/nonexistent")
+    policy = ImagePolicy(tmp_path / "docker.sock", ImagesConfig(tries=1))
+
+    with pytest.raises(ArtifactError) as caught:
+        await pull(IMAGE, policy, lambda _: None)
+
+    assert caught.value.diagnosis.code == DiagnosisCode.LAUNCH_FAILED
+    assert "cannot be started: No such file or directory" in caught.value.diagnosis.message
 
 
 # Progress

@@ -33,11 +33,11 @@ def answered(head: str, *pieces: bytes, hold: bool = False) -> Iterator[Answer]:
                 client.sendall(f"HTTP/1.1 200 OK\r\n{head}\r\n\r\n".encode() + pieces[0])
                 for piece in pieces[1:]:
                     client.sendall(piece)
-                done.wait(10 if hold else 0)
+                done.wait(30 if hold else 0)
 
         thread = threading.Thread(target=serve)
         thread.start()
-        connections = Connections(Plain(), 0.5 if hold else 10.0)
+        connections = Connections(Plain(), 1.5 if hold else 30.0)
         try:
             yield connections.get(f"http://127.0.0.1:{server.getsockname()[1]}/x", {})
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from agent.status import DiagnosisCode as Code
 from tests.artifacts.registries import CNCF, DOCKER, FILEPATH
 from tests.gguf_factory import make_gguf
 from tests.hf_factory import make_hf
-from tests.hub.server import Fault
+from tests.hub.server import Fault, Request
+from tests.relay import Answer
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,22 @@ async def test_a_header_that_is_none_is_refused_before_anything_is_fetched(
 
     assert caught.value.diagnosis.code == code
     assert not list(Path(puller.root).glob("cache/oci/*"))
+
+
+async def test_a_server_that_asks_to_wait_is_waited_for(puller, model: bytes) -> None:
+    puller.push("org/m", [(f"{DOCKER}.gguf.v3", model, {})])
+    refused: list[float] = []
+
+    def busy(request: Request) -> Answer | None:
+        if "/blobs/" not in request.path or (refused and time.monotonic() > refused[0] + 0.9):
+            return None
+        refused.append(time.monotonic())
+        return 429, {"Retry-After": "1"}, b""
+
+    puller.relay.guard = busy
+
+    assert (await look(f"oci:{puller.registry}/org/m:v1", puller.policy()))["quantization"] == "F16"
+    assert refused
 
 
 async def test_safetensors_are_known_by_their_headers(puller, tmp_path: Path) -> None:

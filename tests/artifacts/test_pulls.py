@@ -8,14 +8,15 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
 from agent.artifacts import pulls, sources
-from agent.artifacts.base import ArtifactError
+from agent.artifacts.base import ArtifactError, SourcePolicy
+from agent.status import Diagnosis, Progress
 from agent.status import DiagnosisCode as Code
-from agent.status import Progress
 from tests.hub.server import Fault
 
 MIB = 1024**2
@@ -34,7 +35,7 @@ def fetchers() -> list[psutil.Process]:
     return found
 
 
-async def until(check, seconds: float = 20.0):
+async def until(check, seconds: float = 30.0):
     async with asyncio.timeout(seconds):
         while not (value := check()):
             await asyncio.sleep(0.01)
@@ -96,11 +97,12 @@ async def test_nobody_waits_any_more_so_its_process_ends_and_the_next_goes_on(pu
 
 async def test_a_killed_process_is_replaced_and_nothing_is_lost(pulling, hub):
     hub.repo("org/m", FILES)
-    policy = pulling.policy(fetching={"bytes_per_second": 12 * MIB})
+    hub.fail(Fault("/cdn/*", stall_at=4 * MIB))  # it is killed halfway, however slow this machine
     seen = list[Progress]()
-    task = asyncio.create_task(sources.fetch("hf:org/m:Q4_K_M", policy, seen.append))
+    task = asyncio.create_task(sources.fetch("hf:org/m:Q4_K_M", pulling.policy(), seen.append))
     await until(lambda: seen and seen[-1].done > 2 * MIB)
     fetchers()[0].send_signal(signal.SIGKILL)
+    hub.heal()
 
     assert (await task).path.read_bytes() == BIG
     assert [each.done for each in seen] == sorted(each.done for each in seen)
@@ -117,6 +119,23 @@ async def test_a_process_that_is_killed_again_and_again_ends_the_pull(pulling, h
 
     diagnosis = (await task).diagnosis
     assert (diagnosis.code, f"{pulls.TRIES} times" in diagnosis.message) == (Code.LAUNCH_FAILED, True)
+
+
+async def test_a_process_that_cannot_be_started_ends_the_pull_with_the_reason(pulling, hub, monkeypatch):
+    monkeypatch.setattr(pulls.sys, "executable", "/nonexistent")
+
+    fetched = (await refusal("hf:org/m", pulling.policy())).diagnosis
+    looked = await unseen("oci:127.0.0.1:1/org/m:v1")
+
+    for found in (fetched, looked):
+        assert found.code == Code.LAUNCH_FAILED
+        assert "cannot be started: No such file or directory" in found.message
+
+
+async def unseen(reference: str) -> Diagnosis:
+    with pytest.raises(ArtifactError) as caught:
+        await sources.look(reference, SourcePolicy(frozenset({"oci"}), None, Path("/nonexistent")))
+    return caught.value.diagnosis
 
 
 async def test_a_process_that_falls_silent_is_replaced(pulling, hub, monkeypatch):
@@ -183,7 +202,7 @@ async def test_a_process_ends_with_its_daemon(pulling, hub):
     await until(lambda: hub.asked("/api/*"))
     process.stdin.close()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert await process.wait() == 0
 
 

@@ -223,7 +223,7 @@ def test_a_registry_that_dies_while_it_comes_is_waited_for(puller, tmp_path):
     server = Registry(tmp_path / "mortal")
     server.start()
     push(server.port, "org/m", "v1", [(f"{DOCKER}.gguf.v3", BIG, {})])
-    running = puller.fetcher(f"oci:127.0.0.1:{server.port}/org/m:v1", bytes_per_second=4 * MIB, stall_seconds=20.0)
+    running = puller.fetcher(f"oci:127.0.0.1:{server.port}/org/m:v1", bytes_per_second=2 * MIB, stall_seconds=20.0)
     found = []
     thread = threading.Thread(target=lambda: found.append(running.run()))
     thread.start()

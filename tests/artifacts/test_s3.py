@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -42,21 +42,17 @@ MODEL = {
 
 
 @pytest.fixture(scope="module")
-def moto() -> Iterator[int]:
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of an S3 server."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+    log = tmp_path_factory.mktemp("moto") / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(argv, stdout=output, stderr=output)
     try:
-        for _ in range(300):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None
+        while (said := re.search(r"Running on http://127\.0\.0\.1:(\d+)\s", log.read_text())) is None:
+            assert process.poll() is None, log.read_text()
             time.sleep(0.05)
-        yield port
+        yield int(said[1])
     finally:
         process.kill()
         process.wait(10)
@@ -291,6 +287,25 @@ def test_an_outage_that_does_not_pass_ends_the_pull_with_its_reason(store):
     assert "500" in found.message
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("m.gguf", b"<!DOCTYPE html><html><head><meta charset=utf-8><title>Console</title></head></html>"),
+        ("m", b"<html><title>Console</title></html>"),
+        ("m", b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>"),
+        ("m", b""),
+    ],
+)
+def test_a_server_that_is_no_s3_is_told(store, path, body):
+    store.relay.fail(Fault("*", status=200, body=body, headers={"Content-Type": "text/html"}))
+
+    found = store.refused(path)
+
+    assert (found.code, found.fatal) == (Code.SOURCE_UNAVAILABLE, False)
+    assert f"{store.endpoint} does not answer as S3 does" in found.message
+    assert "fetch.s3_endpoint" in found.hint
+
+
 def test_a_server_that_is_not_there_is_told(store):
     found = store.refused("m.gguf", s3_endpoint="http://127.0.0.1:1", stall_seconds=1.0)
 
@@ -399,7 +414,8 @@ def test_a_missing_extra_says_how_to_install_it(store, monkeypatch):
 
 async def test_a_pull_that_is_killed_is_taken_up_where_it_was(store):
     store.put("m.gguf", BIG)
-    job = SOURCE.job(f"//{store.bucket}/m.gguf", store.policy(connections=1, bytes_per_second=4 * MIB))
+    job = SOURCE.job(f"//{store.bucket}/m.gguf", store.policy(connections=1))
+    store.relay.fail(Fault("*m.gguf", stall_at=2 * MIB))  # it is killed halfway, however slow this machine
     argv = [sys.executable, "-m", "agent.artifacts.fetcher"]
     environment = {"PATH": os.defpath, "PYTHONPATH": ".", "AWS_EC2_METADATA_DISABLED": "true"}
     notes = store.root / "cache/s3"
@@ -414,13 +430,13 @@ async def test_a_pull_that_is_killed_is_taken_up_where_it_was(store):
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
+    store.relay.heal()
     had = sum(int(line) for path in notes.rglob("*.parts") for line in _lines(path))
-    asked = len(store.relay.requests)
 
     found = await fetch(job.source, store.policy(connections=1), lambda _: None)
 
     assert found.path.read_bytes() == BIG
-    ranges = [each.headers.get("range", "") for each in store.relay.requests[asked:] if each.method == "GET"]
+    ranges = [each.headers.get("range", "") for each in store.relay.requests if each.method == "GET"]
     spans = [(int(text.split("=")[1].split("-")[0]), int(text.split("-")[1])) for text in ranges]
     assert sum(end - start + 1 for start, end in spans) == len(BIG) - had
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import os
@@ -168,3 +169,22 @@ async def test_the_digest_is_that_of_the_content(tmp_path: Path) -> None:
     path.write_bytes(b"abc" * 3_000_000)
 
     assert await digests.sha256(path, tmp_path, lambda _: None) == hashlib.sha256(b"abc" * 3_000_000).hexdigest()
+
+
+async def test_a_digest_that_was_cancelled_halfway_is_not_remembered(tmp_path: Path) -> None:
+    path, seen = tmp_path / "fifo", list[Progress]()
+    os.mkfifo(path)
+    hashing = asyncio.create_task(digests.sha256(path, tmp_path, seen.append))
+    writer = await asyncio.to_thread(os.open, path, os.O_WRONLY)
+    os.write(writer, b"first half")
+    async with asyncio.timeout(30):
+        while not seen:
+            await asyncio.sleep(0.01)
+
+    hashing.cancel()
+    await asyncio.gather(hashing, return_exceptions=True)
+
+    os.write(writer, b"second half")
+    os.close(writer)
+    await asyncio.get_running_loop().shutdown_default_executor()  # its thread has ended
+    assert not list(tmp_path.glob("digests/*"))

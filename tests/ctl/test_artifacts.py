@@ -133,6 +133,11 @@ def test_what_is_in_use_is_not_removed_and_the_reason_is_said(ctl: Invoke, serve
     assert [one.source for one in served.node.artifact_list] == ["hf:Qwen/Qwen3-0.6B"]
 
 
+def test_an_artifact_that_is_named_in_two_ways_is_removed_once(ctl: Invoke, served: Served) -> None:
+    done = ctl("artifacts", "rm", "hf:a/old", "0b1c2d3e4f50", "a/old")
+    assert (done.exit_code, done.stdout, done.stderr) == (Exit.OK, "hf:a/old is removed: 1.4 GiB freed\n", "")
+
+
 def test_one_mistyped_name_of_several_removes_nothing(ctl: Invoke, served: Served) -> None:
     done = ctl("artifacts", "rm", "hf:a/old", "hf:a/odl")
     assert (done.exit_code, done.stdout) == (Exit.NOT_FOUND, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import get_args
@@ -175,6 +176,15 @@ def test_a_file_that_holds_no_spec_is_refused_by_its_name(tmp_path: Path, conten
     file.write_bytes(content)
     with pytest.raises(InvalidArgument, match=r"wrong\.yaml"):
         read_all([str(file)])
+
+
+def test_a_model_that_is_given_for_a_spec_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+    model = tmp_path / "chat.gguf"
+    model.write_bytes(b"GGUF")
+    os.truncate(model, 1 << 40)
+
+    with pytest.raises(InvalidArgument, match=r"chat\.gguf: larger than 16 MiB"):
+        read_all([str(model)])
 
 
 def test_a_directory_is_no_file(tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def test_an_operators_own_image_comes_first_and_may_be_of_an_engine_that_has_non
         ("engines: {vllm: [{repositry: docker.io/a/b}]}", "engines.vllm[0].repositry", "did you mean 'repository'?"),
         ("engines: {vllm: none}", "engines.vllm", "must be a list"),
         ("engines: [vllm]", "engines", "must be a mapping"),
-        ("{}", "engines.yaml", "must be one YAML document"),
+        ("{}", "engines", "is required"),
         ("engines: {vllm: [{repository: docker.io/vllm/vllm-openai, tag: v0.33.0, driver: 580}]}",
          "engines.vllm[0].driver", "put it in quotes"),
         ("engines: {vllm: [{repository: docker.io/vllm/vllm-openai, tag: v0.33.0, digest: abc}]}",

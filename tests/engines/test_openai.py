@@ -57,3 +57,8 @@ def test_the_served_name_and_the_context_are_read() -> None:
 )
 def test_what_is_not_told_is_not_known(reply: HttpReply) -> None:
     assert openai.granted(reply) == Granted()
+
+
+@pytest.mark.parametrize("body", ["", "{", "[" * 200_000, "\ud800"])
+def test_a_reply_that_is_no_json_says_nothing(body: str) -> None:
+    assert openai.granted(HttpReply(200, body)) == Granted()

@@ -59,7 +59,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(profiles, "_inspect", lambda form, arguments, label, given=(): ask(
         form, arguments, label, dict(given)))  # fmt: skip
-    monkeypatch.setattr(client, "_PAUSE", 0.01)
+    monkeypatch.setattr(client, "_PAUSES", (0.01, 0.02))
     for name in (*profiles._NETWORK, "HF_ENDPOINT", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
 

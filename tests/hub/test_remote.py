@@ -42,7 +42,7 @@ CARD = b"---\nlicense: apache-2.0\n---\n# A model\n"
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody here is worth waiting for; proxies of this machine are not meant."""
     monkeypatch.setattr(client, "SILENCE", 0.3)
-    monkeypatch.setattr(client, "_PAUSE", 0.01)
+    monkeypatch.setattr(client, "_PAUSES", (0.01, 0.02))
     for name in profiles._NETWORK:
         monkeypatch.delenv(name, raising=False)
 
@@ -372,7 +372,7 @@ def lying(change: Callable[[dict[str, Any]], object]) -> bytes:
         (Fault("/cdn/*", status=200, body=b"x" * 50, times=99), "model_corrupt", "lists it with"),
         (Fault("/cdn/*", headers={"Content-Range": "bytes 5-10/600"}), "source_unavailable", "how long the file is"),
         (Fault("*", headers={"Content-Encoding": "br"}), "source_unavailable", "is compressed"),
-        (redirect("file:///etc/passwd"), "source_unavailable", "redirected to 'file:///etc/passwd'"),
+        (redirect("file:///etc/passwd"), "source_unavailable", "leads to 'file:///etc/passwd'"),
         (redirect("ftp://host/x"), "source_unavailable", "is no address that is followed"),
         (redirect("http://user:secret@127.0.0.1:1/"), "source_unavailable", "is no address that is followed"),
         (redirect("http://127.0.0.1:99999999/"), "source_unavailable", "is no address that is followed"),

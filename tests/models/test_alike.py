@@ -16,7 +16,7 @@ from agent.models.catalog import shipped
 from agent.models.config import Config
 from agent.models.groups import layer_of
 from agent.models.levels import as_gguf
-from agent.models.quantization import Names
+from agent.models.schemes import Names
 from agent.models.shape import Shape
 from agent.strict import validate
 

@@ -368,7 +368,7 @@ def test_a_wrong_file_is_refused_with_the_models_id_and_the_rule(
 
 @pytest.mark.parametrize(
     ("text", "rule"),
-    [("models: [", "line 1"), ("models: []\n---\nmodels: []", "one document"), ("- 1", "must be a mapping")],
+    [("models: [", "line 1"), ("models: []\n---\nmodels: []", "one YAML document"), ("- 1", "must be a mapping")],
 )
 def test_a_file_that_is_no_yaml_of_ours_is_refused(tmp_path: Path, text: str, rule: str) -> None:
     with pytest.raises(InvalidArgument, match=rule):
@@ -378,5 +378,5 @@ def test_a_file_that_is_no_yaml_of_ours_is_refused(tmp_path: Path, text: str, ru
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "models.yaml").write_bytes(b"\xff\xfe")
 
-    with pytest.raises(InvalidArgument, match="cannot be read"):
+    with pytest.raises(InvalidArgument, match="must be UTF-8 text"):
         load(tmp_path / "models.yaml")

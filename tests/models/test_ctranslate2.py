@@ -52,6 +52,13 @@ def test_the_context_is_the_tokenizers_or_assumed_and_said_so(model: Path) -> No
     assert (read_converted(model).context_length, read_converted(model).notes) == (4096, ())
 
 
+@pytest.mark.parametrize("content", ["[" * 200_000, "\\xff", "[]", "{", '{"model_max_length": "1e30"}'])
+def test_a_damaged_configuration_of_the_tokenizer_is_no_hint(model: Path, content: str) -> None:
+    (model / "tokenizer_config.json").write_text(content)
+
+    assert read_converted(model).context_length == 2048
+
+
 def test_directories_are_told_apart(model: Path, tmp_path: Path) -> None:
     hugging_face = make_hf(tmp_path / "hf")
 

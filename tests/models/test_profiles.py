@@ -87,7 +87,7 @@ async def test_an_answer_is_remembered_until_the_file_changes(
     assert await known.profile(path) is first
 
     make_gguf(path, layers=3)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ProfileError, match="cannot be started: No such file or directory"):
         await known.profile(path)
 
 

@@ -11,8 +11,8 @@ import pytest
 from agent.models.facts import config
 from agent.models.huggingface import from_config, read_folder
 from agent.models.profile import Basis, Group, ModelProfile
-from agent.models.quantization import Names
 from agent.models.safetensors import BITS
+from agent.models.schemes import Names
 from tests.models.safetensors_factory import write_safetensors
 
 HIDDEN, INNER, HEADS, LAYERS, VOCABULARY = 512, 1024, 8, 2, 1000

@@ -234,13 +234,14 @@ def _found(client: Client, names: Iterable[str]) -> list[pb.Artifact]:
     """All of them are looked up before the first is touched. What has one reference with another keeps its name: the
     daemon refuses it, and names both."""
     known = client.list_artifacts()
-    found = []
-    for name in dict.fromkeys(names):
+    found: dict[str, pb.Artifact] = {}  # by the daemon's name: one may be named in several ways
+    for name in names:
         same = [one for one in known if name in (short(one.name), one.name) or one.source in (name, f"hf:{name}")]
         if not same:
             raise NotFound(f"this node holds no artifact {name}", hint="agentctl artifacts ls shows what it holds")
-        found.append(same[0] if len(same) == 1 else pb.Artifact(name=name))
-    return found
+        one = same[0] if len(same) == 1 else pb.Artifact(name=name)
+        found[one.name] = one
+    return list(found.values())
 
 
 def _text(found: pb.ListArtifactsResponse, now: float, *, wide: bool) -> str:
