@@ -9,7 +9,6 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +17,13 @@ from agent.artifacts.cache import Folder
 from agent.artifacts.errors import corrupt
 from agent.artifacts.intake import Intake
 from agent.artifacts.partial import Partial
+from agent.frozen import frozen
 
 #: Bytes that lie on the disk before the hashing thread is woken for them.
 _BATCH = 2 * 1024**2
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wanted:
     """One file: where it is, and what it must be. `digest` is sha256:..., md5:..., git:... (a blob's of git), or ""."""
 
@@ -35,7 +35,7 @@ class Wanted:
     etag: str = ""  # of the version that was listed, where no other one may come
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Listing:
     """What a source has at one commit: the files that may lie in a cache, by name."""
 

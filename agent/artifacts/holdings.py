@@ -10,18 +10,18 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from agent.artifacts import cache
 from agent.artifacts.cache import Folder, Kept
+from agent.frozen import frozen
 
 #: What fetching leaves beside a file that is not whole.
 INCOMPLETE, NOTES = ".incomplete", ".incomplete.parts"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Holding:
     """Something that can be removed as one. Two of them may need the same content."""
 

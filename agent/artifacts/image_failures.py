@@ -7,12 +7,12 @@ for a registry that refused, and 404 for one that wants credentials.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
+from agent.frozen import frozen
 from agent.status import Diagnosis, DiagnosisCode
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Rule:
     pattern: re.Pattern[str]
     code: DiagnosisCode

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from enum import StrEnum
+
+from agent.frozen import frozen
 
 
 class Stage(StrEnum):
@@ -15,7 +17,7 @@ class Stage(StrEnum):
     PULL = "pull"  # bytes
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ImageJob:
     """One image to pull, policy applied: its repository is the mirror's, where there is one."""
 

@@ -14,13 +14,14 @@ import random
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from agent.artifacts.errors import ArtifactError, not_started, refused
 from agent.artifacts.image_engine import ask
 from agent.artifacts.image_job import ImageJob, Stage
+from agent.frozen import frozen
 from agent.references import ImageReference, allowed
 from agent.settings import ImagesConfig
 from agent.status import Diagnosis, DiagnosisCode, Progress
@@ -46,7 +47,7 @@ _TRANSIENT = frozenset(
 Show = Callable[[Progress], None]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class PulledImage:
     """An image that is on this node. A container is made from `id`: that names this content, whatever a tag becomes."""
 
@@ -57,7 +58,7 @@ class PulledImage:
     present: bool  # it was here before
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ImagePolicy:
     """What the node allows, and the container engine that pulls."""
 

@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from agent.artifacts import selection
@@ -23,6 +23,7 @@ from agent.artifacts.errors import unavailable
 from agent.artifacts.fetcher import Fetcher, diagnosed
 from agent.artifacts.job import Job
 from agent.artifacts.refusals import Changed
+from agent.frozen import frozen
 from agent.models import inspect
 from agent.models.huggingface import read_model, weight_files
 from agent.models.profile import ModelProfile
@@ -85,7 +86,7 @@ class Place:
         return bytes(data[skipped : skipped + length])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _File:
     """One of them."""
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from agent.artifacts.job import Job
+from agent.frozen import frozen
 
 _PART = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<total>\d{5})\.gguf")
 #: Parts of one file; the largest models have some hundred.
 _MOST_PARTS = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """What is named. `key` is an object's, or that of a directory without a slash at its end; "" is the bucket."""
 

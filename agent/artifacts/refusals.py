@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from agent.artifacts.errors import ArtifactError, missing, refused, unavailable
+from agent.frozen import frozen
 from agent.retries import TRANSIENT, Again, told_wait
 from agent.status import DiagnosisCode
 
@@ -17,7 +17,7 @@ class Changed(Exception):
     """What was listed is not there any more: it must be listed anew."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Asked:
     """What was asked for, and of whom."""
 

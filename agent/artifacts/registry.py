@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -23,6 +23,7 @@ from agent.artifacts.connections import Answer
 from agent.artifacts.errors import ArtifactError, missing, refused, unavailable
 from agent.artifacts.job import Job
 from agent.artifacts.refusals import Asked, refusal
+from agent.frozen import frozen
 from agent.origins import Origin, origin_of
 from agent.retries import TRANSIENT
 from agent.status import DiagnosisCode
@@ -42,7 +43,7 @@ _CLIENT = "llm-node-agent"
 _PARAMETER = re.compile(r'(\w+)="([^"]*)"')
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Credentials:
     """For one registry: a user with a password, or a token that stands for both."""
 

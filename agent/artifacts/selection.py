@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from agent.artifacts.errors import missing, refused
+from agent.frozen import frozen
 from agent.models.huggingface import weight_files
 from agent.models.reader import FileReader, Reader
 from agent.models.remote import gguf_parts
@@ -28,7 +28,7 @@ _NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|rng_state).*")
 _ALSO_OF_OTHERS = frozenset({"BF16", "F16", "F32", "MXFP4"})
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Choice:
     """A variant's files. `opened` is what an engine opens: one of them, or "" for their directory."""
 

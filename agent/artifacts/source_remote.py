@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,12 @@ from agent.artifacts.cache import Folder
 from agent.artifacts.errors import missing, refused
 from agent.artifacts.job import Job
 from agent.artifacts.pulls import Show
+from agent.frozen import frozen
 from agent.references import MODEL_SCHEMES
 from agent.status import DiagnosisCode
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RemoteSource:
     """One scheme. `repo` is what the source calls a model, of the rest of a reference to it; `job` says what is to be
     fetched, and raises `ArtifactError` for what the policy does not allow."""

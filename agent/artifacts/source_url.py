@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from agent.artifacts.base import ArtifactError, Fetched, SourcePolicy
 from agent.artifacts.job import Job
 from agent.artifacts.pulls import Show
 from agent.artifacts.source_remote import basis, kept
+from agent.frozen import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UrlSource:
     """One of the two schemes."""
 

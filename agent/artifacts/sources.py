@@ -7,7 +7,6 @@ allows a scheme or a directory is its policy, given as data.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from agent.artifacts import (
@@ -22,6 +21,7 @@ from agent.artifacts import (
     source_url,
 )
 from agent.artifacts.base import ArtifactError, Fetched, SourcePolicy
+from agent.frozen import frozen
 from agent.status import Diagnosis, DiagnosisCode, Progress
 
 __all__ = ["SOURCES", "ArtifactError", "Fetched", "SourcePolicy", "fetch", "look", "resolve"]
@@ -29,7 +29,7 @@ __all__ = ["SOURCES", "ArtifactError", "Fetched", "SourcePolicy", "fetch", "look
 ShowProgress = Callable[[Progress], None]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Source:
     """One scheme. `resolve` is quick and says where the file is, or will be; `fetch` brings and verifies it."""
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from agent.artifacts.connections import Answer, ConnectionFailed, Connections
 from agent.artifacts.errors import ArtifactError, corrupt, unavailable
 from agent.artifacts.intake import InMemory, InPipe, Intake, Unspliceable
 from agent.artifacts.throttle import Throttle
+from agent.frozen import frozen
 from agent.origins import NotFollowed
 from agent.retries import Again
 
@@ -46,7 +47,7 @@ _TICK = 0.2
 _LOCK_PAUSE = 0.3
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Options:
     """How to transfer."""
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
 import click
 
 from agent.ctl.output import GAP, size
+from agent.frozen import frozen
 from agent.planning.plan import MemoryBudget, Plan
 from agent.v1 import agent_pb2 as pb
 
@@ -45,7 +45,7 @@ class Kind(Enum):
         return self.value[1 if blocks else 2]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Bar:
     """One pool of memory. Bytes by kind, in the order of `Kind`; kinds without bytes are left out."""
 

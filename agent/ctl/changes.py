@@ -6,17 +6,17 @@ Each change carries a request id, so that a call that is repeated after a lost c
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
 from typing import Any
 
 from agent.api.client import Client
 from agent.ctl.values import short
 from agent.ctl.watching import Goal, Report, wait_for
 from agent.errors import NotFound
+from agent.frozen import frozen
 from agent.v1 import agent_pb2 as pb
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Applied:
     """An answer to apply, with the state before it: only what differs from that is an answer to this change."""
 

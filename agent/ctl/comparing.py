@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from agent.ctl.output import Column, size, table
 from agent.ctl.plans import plan_of, verdict
+from agent.frozen import frozen
 from agent.planning.plan import Plan
 from agent.v1 import agent_pb2 as pb
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Candidate:
     """One of what is compared: what the person called it, and the answer."""
 

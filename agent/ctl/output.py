@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Generic, TypeVar
 
 import click
+
+from agent.frozen import frozen
 
 Row = TypeVar("Row")
 
@@ -31,7 +32,7 @@ class Format(StrEnum):
         return self in {Format.TABLE, Format.WIDE}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Column(Generic[Row]):
     """One column: its title, a row's cell (it may be coloured), and whether only `wide` shows it."""
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
 import click
 
 from agent.ctl.output import Format, emit
 from agent.errors import Unavailable
+from agent.frozen import frozen
 
 Answer = TypeVar("Answer")
 
 REFRESH_SECONDS: Final = 1.0  # ages are shown in seconds
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class View(Generic[Answer]):
     """How to ask for something, and how an answer looks to people and to programs."""
 

@@ -18,9 +18,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+from agent.frozen import frozen
 from agent.hardware import drm, pci, processes, sysfs
 from agent.hardware.inventory import Detection, Device, DeviceProcess, Driver, Fault, Link, Problem, Sample
 
@@ -39,7 +40,7 @@ _ALWAYS_UNIFIED = frozenset({0x74A0})
 _NAMES = ("usr/share/libdrm/amdgpu.ids", "opt/amdgpu/share/libdrm/amdgpu.ids")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Node:
     """A GPU, or a partition of one, as KFD sees it."""
 
@@ -74,7 +75,7 @@ class _Node:
         return sum(bank.get("size_in_bytes", 0) for bank in banks if bank.get("heap_type") in _GPU_HEAPS)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Gpu:
     """What sampling needs of a device that was found."""
 

@@ -11,12 +11,13 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from agent.frozen import frozen
 from agent.hardware.inventory import Device, Facts, LinkKind, MemoryKind
 
 MIB = 1024**2
@@ -29,7 +30,7 @@ _FAMILIES: Mapping[str, str] = MappingProxyType({"a100": "a100-80-sxm", "h100": 
 _MEMORY_TOLERANCE = 1 / 8
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Slice:
     """What a MIG profile takes of a GPU: compute slices and memory parts; bytes as the driver lists them."""
 
@@ -38,7 +39,7 @@ class Slice:
     memory_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Model:
     """One model of device. `lanes` each device has (NVLink) or shares with each peer (XGMI)."""
 

@@ -11,9 +11,9 @@ import re
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
+from agent.frozen import frozen
 from agent.hardware import sysfs
 
 #: Seconds for which one look through all processes serves: the devices of one round of samples share it.
@@ -23,7 +23,7 @@ _MEMORY = re.compile(r"^drm-(total|memory|resident)-(\S+):\s*([0-9]+)[ \t]*(\S*)
 _CLIENT = re.compile(r"^drm-client-id:\s*(\S+)$", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Usage:
     """Bytes by process and memory region ("vram", "vram0", "local0", "gtt"). `complete`: no process was hidden."""
 

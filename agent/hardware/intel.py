@@ -14,9 +14,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+from agent.frozen import frozen
 from agent.hardware import drm, intel_memory, pci, processes, sysfs
 from agent.hardware.inventory import Detection, Device, Driver, Fault, Link, Problem, Sample
 
@@ -40,7 +41,7 @@ _THROTTLING = {
 _CODES: dict[type[OSError], str] = {PermissionError: "NoPermission", FileNotFoundError: "NoDeviceFile"}
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Card:
     """What sampling needs of a device that was found."""
 
@@ -203,7 +204,7 @@ class Intel:
         return (energy - before[1]) / 1e6 / (sample.at - before[0])
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Engine:
     """A part of the card with a clock of its own ("GT")."""
 

@@ -12,8 +12,9 @@ import os
 import struct
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from agent.frozen import frozen
 
 _I915_QUERY = 0xC0106479
 _I915_QUERY_MEMORY_REGIONS = 4
@@ -32,7 +33,7 @@ _REGION = struct.Struct("=HHIQQ")
 _REGION_LENGTH = 88
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CardMemory:
     """Bytes. `used` is None when the driver does not tell us."""
 

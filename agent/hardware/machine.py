@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
+from agent.frozen import frozen
 from agent.hardware import catalog
 from agent.hardware.catalog import Model
 from agent.hardware.description import Description, Devices
@@ -51,7 +51,7 @@ HOSTS: Mapping[str, Host] = MappingProxyType(
 _SMALL_MAC = 32 * GIB
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Gpu:
     """One whole GPU: its number, the entry that it comes from, and that one's path."""
 
@@ -73,7 +73,7 @@ class Gpu:
         return max((part.compute, part.parts) for part in self.model.slices.values())
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Machine:
     """What was told of it, and what follows from that."""
 

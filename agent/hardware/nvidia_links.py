@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import pynvml as nvml
 
+from agent.frozen import frozen
 from agent.hardware.inventory import Link, LinkKind
 from agent.hardware.nvidia_nvml import ask, pci_address
 
@@ -26,7 +26,7 @@ _LEVELS: dict[int, LinkKind] = {
 _SWITCH = "switch"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class End:
     """A whole GPU, and where its NVLinks lead."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pynvml as nvml
 
+from agent.frozen import frozen
 from agent.hardware import host, nvidia_nvml, processes, sysfs
 from agent.hardware.inventory import Device, DeviceProcess, Problem, Sample
 from agent.hardware.nvidia_nvml import VENDOR, ask
@@ -41,7 +42,7 @@ _UNANSWERED = {
 _NAMES = 1000
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unit:
     """A device, and how it is looked at."""
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from agent.frozen import frozen
 from agent.hardware import sysfs
 from agent.hardware.inventory import LinkKind, PciLink
 
@@ -24,7 +24,7 @@ _GENERATIONS = {"2.5": 1, "5": 2, "5.0": 2, "8.0": 3, "16.0": 4, "32.0": 5, "64.
 _NAMES = ("usr/share/misc/pci.ids", "usr/share/hwdata/pci.ids")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Function:
     """One function of a PCI device."""
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import Field
 
+from agent.frozen import frozen
 from agent.hardware import catalog
 from agent.hardware.contradictions import contradictions
 from agent.hardware.description import AMDGPU, CUDA, NVIDIA, ROCM, Description
@@ -22,7 +23,7 @@ from agent.hardware.machine import ROOT, Gpu, Host, Machine, link, resolve
 from agent.strict import MAX_VIOLATIONS, Strict, invalid, validate
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Simulated:
     """A described machine. `used`: bytes in use on each device, by id; `source`: the description, on one line."""
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from agent.frozen import frozen
 from agent.runtimes.base import Container, Identity, LaunchError, LaunchRequest, Resources
 from agent.runtimes.docker_engine import Facts
 
@@ -27,7 +27,7 @@ _NANO = 10**9
 STOP_SECONDS = 30
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Surroundings:
     """What a container's configuration depends on besides the request."""
 

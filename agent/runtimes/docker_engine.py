@@ -11,9 +11,10 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from agent.frozen import frozen
 
 _T = TypeVar("_T")
 
@@ -39,7 +40,7 @@ class Refused(OSError):
         return self.status == 404
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Facts:
     """What an engine says of itself when it is greeted, and, where NVIDIA devices are wanted, what it can do."""
 

@@ -11,10 +11,11 @@ import json
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from agent.frozen import frozen
 from agent.runtimes.docker_engine import Engine
 from agent.runtimes.docker_state import nanoseconds
 
@@ -25,7 +26,7 @@ _HEADER = struct.Struct(">4xL")
 _CHUNK = 256 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Reached:
     """The time of the last piece of output, how many pieces had the same (podman tells whole seconds), and the length
     of the log with all of them."""

@@ -11,16 +11,17 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from agent.frozen import frozen
 from agent.mounts import mounted
 from agent.runtimes import cgroups, procfs
 from agent.runtimes.instance import START_SECONDS, send
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Box:
     """What a handle holds: the container, and its first process (0 where the host does not show it).
 
@@ -43,14 +44,14 @@ class Box:
     def from_data(data: Mapping[str, Any]) -> Box:
         """Whoever stored it may have added something. Raises `ValueError` for what `data()` did not make."""
         try:
-            fields = {name: data[name] for name in Box.__slots__}
-            return Box(**{**fields, "cgroups": tuple(data["cgroups"]), "enforcement": tuple(data["enforcement"])})
+            known = {field.name: data[field.name] for field in fields(Box)}
+            return Box(**{**known, "cgroups": tuple(data["cgroups"]), "enforcement": tuple(data["enforcement"])})
         except (TypeError, KeyError) as error:
             raise ValueError(f"not the handle of a container: {error}") from error
 
     def data(self) -> dict[str, Any]:
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return {**fields, "cgroups": list(self.cgroups), "enforcement": list(self.enforcement)}
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**known, "cgroups": list(self.cgroups), "enforcement": list(self.enforcement)}
 
     @property
     def visible(self) -> bool:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from agent.engines.base import CACHE_FOLDER, Containerized
+from agent.frozen import frozen
 from agent.planning.plan import Image, Plan
 from agent.runtimes.base import Container, Mount
 from agent.status import Diagnosis, DiagnosisCode
@@ -17,7 +17,7 @@ from agent.supervision.preparation import PreparationError
 _COUNTING = ("ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Place:
     """Where on this host a container is made."""
 

@@ -8,7 +8,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from logging import CRITICAL
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -26,6 +26,7 @@ from agent.ctl.output import Format, emit, fields, table
 from agent.ctl.values import plain
 from agent.ctl.versions import HINT, difference
 from agent.errors import AgentError, InvalidArgument
+from agent.frozen import frozen
 from agent.v1 import agent_pb2 as pb
 
 WIDTH: Final = 100  # characters of a message's line: it is read in terminals, mails and issue trackers
@@ -40,7 +41,7 @@ _LEVELS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Report:
     """What was looked at, and what was found. Without a daemon, `unreachable` says why there is none."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +16,7 @@ from agent.ctl.rows import seconds, since
 from agent.ctl.specs import read
 from agent.ctl.values import plain, short
 from agent.errors import InvalidArgument
+from agent.frozen import frozen
 from agent.v1 import agent_pb2 as pb
 
 #: What makes measurements those of other memory: they are shown apart.
@@ -27,7 +27,7 @@ _KEY: Final = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Line:
     """One term of equal starts. `newest` is the last of them; the term is that of the start that took the most."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import click
 
@@ -17,12 +16,13 @@ from agent.ctl.progress import reporting
 from agent.ctl.values import plain, short
 from agent.ctl.watching import Goal, wait_for
 from agent.errors import NotFound
+from agent.frozen import frozen
 from agent.v1 import agent_pb2 as pb
 
 Ask = Callable[[Client, str], pb.Deployment]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Change:
     """A change by its words, the goal of its wait, and whether the state before it can be taken for that goal."""
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
+from agent.frozen import frozen
 from agent.hardware.inventory import Inventory
 from agent.status import Condition, DeviceStatus, Finding, FindingLevel
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Case:
     """All that is known of a host at one moment."""
 

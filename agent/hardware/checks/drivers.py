@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from agent.frozen import frozen
 from agent.hardware.checks.base import Case, Check, error, ok, unknown, warning
 from agent.hardware.inventory import Driver
 from agent.status import Finding
@@ -38,7 +38,7 @@ _COMMON_REMEDIES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Requirement:
     """The oldest NVIDIA driver, by branch, with which engines run."""
 
