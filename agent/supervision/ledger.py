@@ -45,6 +45,8 @@ EACH = 5
 TOTAL = 500
 #: What an engine reports of itself stands in the first part of its log (bytes): llama.cpp writes some 20 KiB.
 HEAD = 512 * 1024
+#: Seconds before each look at it: some engines write it in a thread of its own, which may lag behind their answers.
+LOOKS = (0.0, 1.0, 5.0, 15.0)
 #: For reading a log's head (seconds).
 READ_DEADLINE = 10.0
 
@@ -112,8 +114,7 @@ class Ledger:
         if granted is not None and _less(plan, granted):
             return
         try:
-            head = await in_thread(lambda: logs.head_text(log_path, HEAD), deadline=READ_DEADLINE)
-            reported = ENGINES[plan.engine].parse_memory(head, plan)
+            reported = await _reported(plan, log_path)
             if not reported:
                 return
             held = {measured.HOST: await self._host(plan, handle, reported)}
@@ -189,6 +190,16 @@ class Ledger:
         told = Event("MeasurementsImported", f"{len(new)} measurements of {hosts}", at=clock.wall())
         added = await self._keep(new, told)
         return Imported(added, len(rows) - len(new), len(new) - added)
+
+
+async def _reported(plan: Plan, log_path: Path) -> tuple[MeasuredTerm, ...]:
+    """What the engine says of its memory. Raises `OSError`, `TimeoutError`."""
+    for pause in LOOKS:
+        await asyncio.sleep(pause)
+        head = await in_thread(lambda: logs.head_text(log_path, HEAD), deadline=READ_DEADLINE)
+        if found := ENGINES[plan.engine].parse_memory(head, plan):
+            return found
+    return ()
 
 
 def _files(path: str) -> set[str]:

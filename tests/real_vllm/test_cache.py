@@ -15,8 +15,7 @@ import pytest
 from agent.models.huggingface import from_config
 from agent.planning.memory import vllm as memory
 from agent.planning.memory import vllm_cpu
-from agent.planning.memory.base import Card, Estimate, Request
-from agent.planning.plan import MemoryTerm
+from agent.planning.memory.base import Card, Request
 from tests.real_vllm.architectures import ARCHITECTURES
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
@@ -66,13 +65,12 @@ def test_the_predicted_tokens_are_those_that_the_engine_prints(
 ) -> None:
     profile = from_config(ARCHITECTURES[name][1])
     asked = vllm_cpu.defaults(profile, request(name, kind))
-    told = Estimate((), MemoryTerm("KV cache", POOL, "told"))
-    found = memory.whole(told, vllm_cpu.layout(profile, asked), asked)
+    tokens, concurrency = memory.counted(POOL, vllm_cpu.layout(profile, asked), asked)
 
     report = reports[name, kind]
 
     printed = re.search(r"KV cache size: ([\d,]+) tokens.* ([\d.]+)x", report["line"])
     assert printed is not None, report
-    print(f"| {name} | {ARCHITECTURES[name][0]} | {kind} | {found.tokens} | {printed[1].replace(',', '')} |")
-    assert found.tokens == int(printed[1].replace(",", ""))
-    assert f"{found.concurrency:.2f}" == printed[2]
+    print(f"| {name} | {ARCHITECTURES[name][0]} | {kind} | {tokens} | {printed[1].replace(',', '')} |")
+    assert tokens == int(printed[1].replace(",", ""))
+    assert f"{concurrency:.2f}" == printed[2]
