@@ -51,6 +51,8 @@ from agent.status import Diagnosis, DiagnosisCode
 COMFORTABLE = 8192
 #: Tokens of one of several requests at the same time whose length nobody says: a chat's prompt and its answer.
 USUAL_REQUEST = 2048
+#: So few places are tried as quickly as they are looked at.
+FEW = 5
 _CPU = "cpu"
 
 
@@ -119,7 +121,7 @@ class Ranks:
             requests = workload.concurrency if workload.context_tokens is not None else None
             if requests is not None:
                 # Replicas come before stages, which are for models that fewer devices do not hold.
-                yield from self._tries(self._shapes[0], self._wish(requests))
+                yield from self._tries(self._whole(), self._wish(requests))
                 yield from self._replicated(requests)
             wish = self._wish(requests)
             if requests is None and workload.concurrency is not None:
@@ -140,13 +142,15 @@ class Ranks:
         """
         self._choice(self.found.usable[0])  # raises for limits that could not be, whatever fits
         places = []
-        for shape in chain(*self._shapes):
+        for shape in chain(self._whole(), self._staged()):
             weights = self._weights // (shape.tensor * shape.pipeline)
             for most in self._roomiest(shape.devices):
                 lacks = self._lacks(most, weights)
                 if lacks < -weights:
                     return False
                 places.append((lacks, most, shape))
+        if len(places) <= FEW:
+            return False
         return not any(self._may_hold(most, shape) for _, most, shape in sorted(places, key=itemgetter(0)))
 
     def _may_hold(self, place: Alike, shape: Shape) -> bool:
@@ -198,10 +202,9 @@ class Ranks:
         """All devices share each layer, where fast links join them or none; then in stages, the fewest that do; then
         those that share each layer over slow links between islands.
         """
-        whole, *staged = (shapes[:: 1 if smallest_first else -1] for shapes in self._shapes)
-        yield from self._tries(whole, wish, over_islands=False)
-        yield from self._tries(chain(*staged), wish)
-        yield from self._tries(whole, wish, over_islands=True)
+        yield from self._tries(self._whole(smallest_first=smallest_first), wish, over_islands=False)
+        yield from self._tries(self._staged(smallest_first=smallest_first), wish)
+        yield from self._tries(self._whole(smallest_first=smallest_first), wish, over_islands=True)
 
     def _tries(self, shapes: Iterable[Shape], wish: Wish, *, over_islands: bool | None = None) -> Iterator[Way]:
         """`over_islands` None: or not."""
@@ -209,18 +212,20 @@ class Ranks:
             sets = [each for each in self._sets(shape.devices) if over_islands in {None, each.spans}]
             yield from self._tried(sets, shape, wish)
 
-    @cached_property
-    def _shapes(self) -> tuple[Sequence[Shape], ...]:
-        """Of one stage, then of more; those of the fewest devices first."""
+    def _whole(self, *, smallest_first: bool = True) -> Iterator[Shape]:
+        for size in self._sizes[:: 1 if smallest_first else -1]:
+            yield from self.shapes.whole(size)
+
+    def _staged(self, *, smallest_first: bool = True) -> Iterator[Shape]:
+        for stages in range(2, MOST_STAGES + 1):
+            for size in self._sizes[:: 1 if smallest_first else -1]:
+                if size % stages == 0:
+                    yield from self.shapes.staged(size // stages, stages)
+
+    @property
+    def _sizes(self) -> Sequence[int]:
         auto = self.request.spec.devices == "auto"
-        sizes = range(1, self.sets.most + 1) if auto else (len(self.found.usable),)
-        return (
-            [shape for size in sizes for shape in self.shapes.whole(size)],
-            *(
-                [shape for size in sizes if size % stages == 0 for shape in self.shapes.staged(size // stages, stages)]
-                for stages in range(2, MOST_STAGES + 1)
-            ),
-        )
+        return range(1, self.sets.most + 1) if auto else (len(self.found.usable),)
 
     def _sets(self, size: int) -> Sequence[Alike]:
         """Of so many devices."""

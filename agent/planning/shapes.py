@@ -61,7 +61,7 @@ class Shapes:
     def __init__(self, profile: ModelProfile, capabilities: Capabilities) -> None:
         self._profile = profile
         self._capabilities = capabilities
-        self._problems: dict[int, str] = {}
+        self._problems: dict[tuple[int, bool], str] = {}
 
     @property
     def offers_experts(self) -> bool:
@@ -70,11 +70,12 @@ class Shapes:
         readable = stored is None or (stored.method == "fp8" and bool(stored.block[1]))
         return self._capabilities.experts and self._profile.moe is not None and readable
 
-    def problem(self, tensor: int) -> str:
-        """Why so many ranks cannot share a layer; "" where they can."""
-        if tensor not in self._problems:
-            self._problems[tensor] = "" if tensor == 1 else next(_problems(self._profile, tensor), "")
-        return self._problems[tensor]
+    def problem(self, tensor: int, *, whole: bool = False) -> str:
+        """Why so many ranks cannot share a layer, with `whole` experts on each; "" where they can."""
+        key = (tensor, whole)
+        if key not in self._problems:
+            self._problems[key] = "" if tensor == 1 else next(_problems(self._profile, tensor, whole=whole), "")
+        return self._problems[key]
 
     def whole(self, count: int) -> Iterator[Shape]:
         """All devices share each layer; where experts cannot be sliced so often, each device has some whole ones: what
@@ -85,7 +86,7 @@ class Shapes:
             return
         if not self.problem(count):
             yield Shape(count)
-        elif self.offers_experts and not next(_problems(self._profile, count, whole=True), ""):
+        elif self.offers_experts and not self.problem(count, whole=True):
             yield Shape(count, experts=True)
 
     def staged(self, tensor: int, stages: int) -> Iterator[Shape]:
