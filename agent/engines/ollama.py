@@ -247,7 +247,7 @@ def _store(plan: Plan) -> Sequence[tuple[str, str]]:
     is that of the weights, with where they are.
     """
     variant, limits = plan.variant, plan.limits
-    config = _text(
+    config = json.dumps(
         {
             "model_format": "gguf",
             "model_family": variant.architecture,
@@ -255,7 +255,7 @@ def _store(plan: Plan) -> Sequence[tuple[str, str]]:
             "file_type": variant.quantization,
         }
     )
-    parameters = _text(
+    parameters = json.dumps(
         {
             "num_gpu": sum(plan.placement.layers),  # as many layers as are planned, not as it estimates
             "num_thread": limits.threads,
@@ -275,7 +275,7 @@ def _store(plan: Plan) -> Sequence[tuple[str, str]]:
     }
     return (
         (_blob(weights), variant.path),
-        (_manifest(plan.model_name), _text(manifest)),
+        (_manifest(plan.model_name), json.dumps(manifest)),
         *((_blob(_digest(text)), text) for text in (config, parameters)),
     )
 
@@ -297,7 +297,3 @@ def _blob(digest: str) -> str:
 
 def _digest(text: str) -> str:
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-
-
-def _text(content: object) -> str:
-    return json.dumps(content)
