@@ -64,13 +64,18 @@ class Options:
         if flag not in self.values:
             if not flag.startswith("-"):
                 return f"{flag!r} is not a flag; the engine takes no positional arguments"
-            nearest = difflib.get_close_matches(flag, self.values.keys() - self.refused.keys(), n=1)
-            return f"unknown flag {flag}" + (f"; did you mean {nearest[0]}?" if nearest else "")
+            return f"unknown flag {flag}{self._guess(flag)}"
         if joined and not self.joins:
             return f"{flag} and its value must be two items of the list: the engine does not split at '='"
         if joined and self.values[flag][1] == 0:
             return f"{flag} takes no value"
         return ""
+
+    def _guess(self, flag: str) -> str:
+        nearest = next(iter(difflib.get_close_matches(flag, self.values, n=1)), "")
+        if nearest in self.refused:  # to name another one would lead further away
+            return f"; nor may {nearest} be given: {self.refused[nearest]}"
+        return f"; did you mean {nearest}?" if nearest else ""
 
     def _taken(self, flag: str, following: Sequence[str]) -> int:
         """How many of the following items are its values: up to the next flag, which the engine may swallow."""

@@ -87,7 +87,6 @@ class Capabilities:
     #: has none, it is for other hardware, and comes last. In tens, so that another engine finds a place between two.
     suits: Mapping[str, int] = field(default_factory=dict)
     native: bool = True  # it can be run without a container; `Engine.container` says how it runs in one
-    not_run: str = ""  # why no instance of it is started, though it can be planned, as a sentence; "": it is
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,14 +201,11 @@ class LlamaCpp:
         return (HttpRequest("GET", "/slots"), openai.MODELS)
 
     def parse_granted(self, replies: Sequence[HttpReply]) -> Granted:
-        slots, models = (openai.decoded(reply) for reply in replies)
-        contexts = [slot["n_ctx"] for slot in slots] if isinstance(slots, list) else []
-        served = models.get("data", []) if isinstance(models, dict) else []
-        return Granted(
-            max_model_len=min(contexts, default=None),
-            max_num_seqs=len(contexts) or None,
-            model=served[0]["id"] if served else "",
-        )
+        slots = openai.decoded(replies[0])
+        each = [slot.get("n_ctx") for slot in slots if isinstance(slot, dict)] if isinstance(slots, list) else []
+        contexts = [context for context in each if isinstance(context, int)]
+        model = openai.granted(replies[1]).model
+        return Granted(max_model_len=min(contexts, default=None), max_num_seqs=len(contexts) or None, model=model)
 
     def parse_memory(self, log: str, plan: Plan) -> tuple[MeasuredTerm, ...]:
         return parse(log, names_of(plan))

@@ -3,12 +3,43 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
-from agent.engines.signatures import Signature, by_status, find, last_line, unexplained
+from agent.engines.signatures import Signature, Stage, by_status, find, last_line, staged, unexplained
 from agent.status import Diagnosis, DiagnosisCode, ExitStatus
 
 _SMALLER = "lower limits.max_model_len or limits.max_num_seqs"
 _FETCH_AGAIN = "fetch the model again: its file is not what was published"
+
+OUT_OF_MEMORY = Signature(
+    r"(?:cudaMalloc|hipMalloc) failed|(?:CUDA|ROCm) error: out of memory|out of device memory|ErrorOutOfDeviceMemory",
+    DiagnosisCode.DEVICE_OOM,
+    "the device's memory was exhausted",
+    _SMALLER,
+)
+#: When that was, by what stands after it in the log, or before.
+_STAGES = (
+    Stage(
+        r"listening on http|done request: |\bslot +(?!load_model)\w+: ",
+        "while it served",
+        "see `agentctl devices` for who else took its memory, or lower limits.max_num_seqs",
+    ),
+    Stage(
+        r"failed to allocate buffer for kv cache",
+        "when its cache was allocated",
+        "lower limits.max_model_len, limits.max_num_seqs, or take a smaller limits.kv_cache_dtype",
+    ),
+    Stage(
+        r"failed to allocate compute|graph_reserve: failed|ggml_gallocr_reserve_n\w*: failed",
+        "when its compute buffers were allocated",
+        _SMALLER,
+    ),
+    Stage(
+        r"alloc_tensor_range: failed|unable to allocate \S+ buffer",
+        "while the weights were loaded",
+        "use a smaller quantization or more devices, or end what else holds the device's memory",
+    ),
+)
 
 #: The first that is found decides, so causes stand before their consequences.
 SIGNATURES: tuple[Signature, ...] = (
@@ -23,18 +54,6 @@ SIGNATURES: tuple[Signature, ...] = (
         DiagnosisCode.BAD_FLAG,
         "the engine does not know the argument {0}",
         "remove it from extra_args; another version of the engine may know it",
-    ),
-    Signature(
-        r'error while handling argument "--device": invalid device: (\S+)',
-        DiagnosisCode.DEVICE_FAILED,
-        "the engine does not find the device {0}",
-        "see `agentctl devices` and `agentctl doctor`: the device or its driver may have failed since the plan",
-    ),
-    Signature(
-        r'error while handling argument "(.+?)": (.+)',
-        DiagnosisCode.BAD_FLAG,
-        "the engine refused the value of {0} ({1})",
-        "correct it in extra_args",
     ),
     Signature(
         r"failed to open GGUF file '(.*)' \((?:No such file|Permission denied|Not a directory).*\)",
@@ -79,11 +98,29 @@ SIGNATURES: tuple[Signature, ...] = (
         _FETCH_AGAIN,
     ),
     Signature(
-        r"(?:CUDA|ROCm) error: (no kernel image is available .*|the provided PTX was compiled .*"
-        r"|.*driver version is insufficient .*|invalid device function)",
-        DiagnosisCode.BINARY_MISSING,
-        "this build of the engine does not run on the device or its driver: {0}",
-        "install a build for this device, or a newer driver; `agentctl doctor` names both versions",
+        r"(?:(?:CUDA|ROCm) error|failed to initialize (?:CUDA|ROCm)): (.*(?:driver version is insufficient"
+        r"|PTX was compiled with an unsupported toolchain).*)",
+        DiagnosisCode.DRIVER_UNSUPPORTED,
+        "the driver is too old for this build of the engine: {0}",
+        "install a newer driver, or a build for an older CUDA; `agentctl doctor` names both versions",
+    ),
+    Signature(
+        r"(?:CUDA|ROCm) error: (no kernel image is available .*|invalid device function.*)",
+        DiagnosisCode.DEVICE_UNSUPPORTED,
+        "this build of the engine has no code for the device: {0}",
+        "install a build for this device; `agentctl devices` names its compute capability",
+    ),
+    Signature(
+        r'error while handling argument "--device": invalid device: (\S+)',
+        DiagnosisCode.DEVICE_FAILED,
+        "the engine does not find the device {0}",
+        "see `agentctl devices` and `agentctl doctor`: the device or its driver may have failed since the plan",
+    ),
+    Signature(
+        r'error while handling argument "(.+?)": (.+)',
+        DiagnosisCode.BAD_FLAG,
+        "the engine refused the value of {0} ({1})",
+        "correct it in extra_args",
     ),
     Signature(
         r"(?:CUDA|ROCm) error: (.*(?:ECC error|busy or unavailable|no CUDA-capable device|no ROCm-capable device"
@@ -92,12 +129,7 @@ SIGNATURES: tuple[Signature, ...] = (
         "the device failed: {0}",
         "see `agentctl devices` for its condition, and the kernel's log",
     ),
-    Signature(
-        r"(?:cudaMalloc failed|ErrorOutOfDeviceMemory|(?:CUDA|ROCm) error): ?out of memory|ErrorOutOfDeviceMemory",
-        DiagnosisCode.DEVICE_OOM,
-        "the device's memory was exhausted",
-        _SMALLER,
-    ),
+    OUT_OF_MEMORY,
     Signature(
         r"std::bad_alloc|failed to allocate (?:buffer|compute|output|\S+ buffer of size)"
         r"|unable to allocate .* buffer|Cannot allocate memory",
@@ -119,4 +151,10 @@ _TELLING = re.compile(r"^[\d.]+ E |error|terminate called|GGML_ASSERT|Traceback"
 def diagnose(exit_status: ExitStatus, log_tail: str) -> Diagnosis:
     """Why it ended unasked. What the kernel says comes first: a log can only hint at it."""
     evidence = last_line(log_tail, _TELLING)
-    return by_status(exit_status, evidence) or find(SIGNATURES, log_tail) or unexplained(exit_status, evidence)
+    return by_status(exit_status, evidence) or by_log(SIGNATURES, log_tail) or unexplained(exit_status, evidence)
+
+
+def by_log(signatures: Sequence[Signature], log_tail: str) -> Diagnosis | None:
+    """As `find`, and when it was that a device's memory ran out."""
+    found = find(signatures, log_tail)
+    return staged(found, log_tail, _STAGES) if found and found.code is DiagnosisCode.DEVICE_OOM else found

@@ -1,14 +1,18 @@
-"""LM Studio's headless daemon (llmster): the adapter, for plans. No instance of it is started on this node;
-docs/reference/engines/lm-studio.md says why.
+"""LM Studio's headless daemon (llmster): the adapter. Its launcher (`agent/embedded/lm_studio.sh`) gives each instance
+a daemon and a home of its own.
 
-Facts are from the source of its command line (`lms`, 2026-08-13) and its documentation (2026-04-29); nothing ran here.
+Facts are from the source of its command line (`lms`, 2026-08-13), its documentation (2026-04-29) and what others saw of
+the daemon, whose source is not open; nothing of it ran here. docs/reference/engines/lm-studio.md says which is which.
 """
 
 # ruff: noqa: ARG002 - the signatures are those of all engines, whether this one needs each argument or not
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -26,13 +30,22 @@ from agent.engines.base import (
     Located,
     Metric,
 )
-from agent.engines.llama_cpp_failures import diagnose
-from agent.engines.llama_cpp_memory import CACHE_BYTES, PHYSICAL_BATCH, memory_terms
+from agent.engines.executables import configured_or_on_path
+from agent.engines.llama_cpp_memory import CACHE_BYTES, PHYSICAL_BATCH
+from agent.engines.llama_cpp_memory import memory_terms as llama_cpp_terms
+from agent.engines.lm_studio_failures import diagnose
 from agent.errors import FieldViolation
 from agent.models.profile import ModelProfile
 from agent.planning.ledger import MeasuredTerm
+from agent.planning.memory.base import MIB
 from agent.planning.plan import Limits, MemoryTerm, Placement, Plan
 from agent.status import Diagnosis, ExitStatus, Granted
+
+_LAUNCHER = Path(__file__).parent.parent / "embedded" / "lm_studio.sh"
+#: Its engines' folders (`extensions/backends/llama.cpp-linux-x86_64-nvidia-cuda12-avx2-2.31.2`): what they compute on.
+_ENGINES = re.compile(r"llama\.cpp.*?-(cuda|rocm|vulkan|metal)|llama\.cpp")
+#: What the daemon, its node processes and the HTTP server take besides llama.cpp.
+_DAEMON = MemoryTerm("LM Studio", 512 * MIB, "estimate, not measured", uncertainty=256 * MIB)
 
 #: Of `lms load`; spellings -> why a deployment may not give it.
 REFUSED_FLAGS: Mapping[str, str] = MappingProxyType(
@@ -44,12 +57,10 @@ REFUSED_FLAGS: Mapping[str, str] = MappingProxyType(
         "--ttl": "the model would be unloaded while the deployment is shown as ready",
         "--speculative-draft-simple --speculative-draft-model": "its memory is not part of the plan's budget",
         "--estimate-only --help": "it prints something and exits instead of serving",
-        "--yes": "the agent sets it",
+        "--exact --local --yes": "the agent sets it",
         "--host --port": "it computes on other hosts",
     }
 )
-#: The daemon, the model by its key ("$1") with its flags, and the server.
-_SCRIPT = '{lms} daemon up && {lms} load "$@" && {lms} server start --port {port} --bind {host}'
 
 
 class LmStudio:
@@ -64,8 +75,7 @@ class LmStudio:
         kv_cache_dtypes=MappingProxyType({"f16": CACHE_BYTES["f16"]}),  # `lms load` has no flag for another
         most_devices=1,  # how it splits a model is a setting of the app
         offload=False,  # its share of layers is of a number that it does not tell
-        not_run="lm-studio can only be planned: it is one daemon for a user, not a process for a deployment, so use "
-        "llama.cpp, which serves the same file",
+        split=False,
         suits=MappingProxyType(
             {
                 Hardware.CPU: 30, Hardware.APPLE: 40, Hardware.NVIDIA: 80, Hardware.NVIDIA_SMALL: 50,
@@ -91,13 +101,29 @@ class LmStudio:
         ),
     )
     metrics: Mapping[Metric, str] = MappingProxyType({})  # not offered
-    container = None  # there is no image of it
+    container = None  # its only image is a preview for CPUs, of whose start nothing is documented
 
     def __init__(self) -> None:
         self._options = Options.read("lm_studio_options.txt", REFUSED_FLAGS)
 
     def locate(self, configured: Sequence[str] | None) -> Located | None:
-        return None
+        """The daemon, and the `lms` that was installed with it: no other knows its key."""
+        native = configured_or_on_path(configured, self.executable)
+        if native is None:
+            return None
+        (named, *_), origin = native
+        for lms in dict.fromkeys((Path(named), Path(named).resolve())):
+            home = lms.parent.parent
+            try:
+                place = json.loads((home / ".internal" / "llmster-install-location.json").read_bytes())
+                daemon = Path(place["path"])
+                engines = [path.name for path in (home / "extensions" / "backends").glob("llama.cpp*")]
+            except (OSError, ValueError, TypeError, KeyError):
+                continue
+            if daemon.is_file():
+                found = {match[1] or "cpu" for name in engines if (match := _ENGINES.match(name))}
+                return Located((str(daemon), str(lms)), daemon.parent.name, origin, frozenset({"cpu", *found}))
+        return None  # the app alone has no daemon
 
     def device_layers(self, profile: ModelProfile) -> int:
         return profile.layers + 1
@@ -105,44 +131,50 @@ class LmStudio:
     def memory_terms(
         self, profile: ModelProfile, limits: Limits, task: str, placement: Placement
     ) -> tuple[tuple[MemoryTerm, ...], ...]:
-        return memory_terms(profile, limits, task, placement)  # llama.cpp's, which it runs
+        """llama.cpp's, which it runs, and what it adds."""
+        host, *devices = llama_cpp_terms(profile, limits, task, placement)
+        return ((*host, _DAEMON), *devices)
 
     def check_extra_args(self, arguments: Sequence[str]) -> tuple[FieldViolation, ...]:
         return tuple(self._options.check(arguments))
 
     def check_variable(self, name: str) -> str:
-        if name == "LMS_SERVER_HOST":
-            return "the node's `policy.bind` decides it"
-        return "`devices` decides it" if name in DEVICE_VARIABLES else ""
+        if name in DEVICE_VARIABLES:
+            return "`devices` decides it"
+        if name.startswith("LLAMA_ARG_"):
+            return "it would change llama-server's flags behind the plan's back"
+        return "the agent sets what `lms` and its daemon read" if name.startswith("LMS_") else ""
 
     def command(self, plan: Plan, host: str, port: int) -> Command:
         limits = plan.limits
         load = [
-            plan.variant.path,
             *("--identifier", plan.model_name),
             *("--context-length", str(limits.max_model_len)),
             *("--parallel", str(limits.max_num_seqs)),
             *("--gpu", "max" if plan.devices else "off"),
-            "--yes",
             *plan.extra_args,
         ]
-        script = _SCRIPT.format(lms=" ".join(plan.binary), host=host, port=port)
-        return Command(("/bin/sh", "-c", script, "lms", *load), plan.placement.environment)
+        how = (plan.variant.path, plan.placement.accelerator, host, str(port))
+        return Command(
+            ("/bin/sh", str(_LAUNCHER), *how, *plan.binary, *load),
+            plan.placement.environment if plan.devices else _NO_DEVICE,
+        )
 
     def startup_probe(self, plan: Plan) -> HttpRequest:
-        return openai.inference(plan)  # /v1/models lists what could be loaded, too
+        """The models, and what is loaded of them. By a status it tells nothing: what it does not know is a 200, too."""
+        return _LOADED
 
     def readiness_probe(self, plan: Plan) -> HttpRequest:
-        return openai.MODELS
+        return _GREETING
 
     def liveness_probe(self, plan: Plan) -> HttpRequest:
-        return openai.MODELS
+        return _GREETING
 
     def inference_probe(self, plan: Plan) -> HttpRequest:
         return openai.inference(plan)
 
     def loading(self, reply: HttpReply) -> bool:
-        return reply.status == 0
+        return reply.status == 0 or (reply.status == 200 and not _instances(openai.decoded(reply)))
 
     def activity_request(self, plan: Plan) -> HttpRequest:
         return _LOADED
@@ -178,7 +210,10 @@ class LmStudio:
         return {}  # tokens are made in the app
 
 
+#: What `lms` itself asks for to know whether the server is up.
+_GREETING = HttpRequest("GET", "/lmstudio-greeting")
 _LOADED = HttpRequest("GET", "/api/v1/models")
+_NO_DEVICE = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1", "ROCR_VISIBLE_DEVICES": "-1"}
 
 
 def _instances(body: object) -> list[dict[str, Any]]:

@@ -68,10 +68,23 @@ SIGNATURES: tuple[Signature, ...] = (
     ),
     Signature(
         r"\[METAL\] .*Insufficient Memory|kIOGPUCommandBufferCallbackErrorOutOfMemory"
-        r"|\[malloc\] Unable to allocate (\d+) bytes",
+        r"|\[malloc\] Unable to allocate (\d+) bytes|cuda\w+\(.*\) failed: out of memory",
         DiagnosisCode.DEVICE_OOM,
         "the device's memory was exhausted",
         "lower limits.max_model_len or limits.max_num_seqs",
+    ),
+    Signature(
+        r"cuda\w+\(.*\) failed: (.*(?:ECC error|illegal memory access|launch failure|launch timed out|GPU is lost"
+        r"|busy or unavailable|no CUDA-capable device).*)",
+        DiagnosisCode.DEVICE_FAILED,
+        "the device failed: {0}",
+        "see `agentctl devices` for its condition, and the kernel's log",
+    ),
+    Signature(
+        r"Can not find locations of CUDA headers",
+        DiagnosisCode.TOOLKIT_MISSING,
+        "MLX compiles its kernels, and finds no headers of CUDA",
+        "install mlx with the extra cuda12 or cuda13, which brings them, or name a CUDA toolkit by CUDA_HOME",
     ),
     Signature(
         r"No module named '(mlx[\w.]*|transformers)'",

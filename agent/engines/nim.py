@@ -15,11 +15,13 @@ from types import MappingProxyType
 
 from agent.engines.base import CACHE_FOLDER, Command, Containerized, Hardware, HttpReply, HttpRequest, Located
 from agent.engines.openai import MODELS
+from agent.engines.signatures import Signature, find
 from agent.engines.vllm import VLLM
 from agent.models.profile import ModelProfile
 from agent.planning.memory import vllm as memory
 from agent.planning.memory.base import GIB, Card, Estimate, Request
 from agent.planning.plan import Limits, Placement, Plan
+from agent.status import Diagnosis, DiagnosisCode, ExitStatus
 
 #: The vLLM that NIM 2.1.5 bundles.
 BUNDLED = (0, 31, 0)
@@ -28,6 +30,21 @@ _LEAST = (8, 0)
 _CUDA = frozenset({"cuda"})
 _READY = HttpRequest("GET", "/v1/health/ready")
 _METRICS = HttpRequest("GET", "/v1/metrics")
+#: What NIM itself says before it starts its engine, which then never comes.
+_SIGNATURES: tuple[Signature, ...] = (
+    Signature(
+        r"Could not find a profile that is currently runnable",
+        DiagnosisCode.DEVICE_UNSUPPORTED,
+        "none of the profiles in NIM's image is for the device, or less of its memory is free than they want",
+        "the lines after it list the devices that it saw; vllm serves the same files on more devices",
+    ),
+    Signature(
+        r"ManifestDownloadError: .*(?:[Pp]ermission error|[Aa]uthenti|[Uu]nauthorized)",
+        DiagnosisCode.MODEL_GATED,
+        "NGC does not give NIM's files to this key",
+        "give a key of an account with access to them as the secret NGC_API_KEY",
+    ),
+)
 
 
 class NIM(VLLM):
@@ -106,6 +123,9 @@ class NIM(VLLM):
 
     def granted_requests(self, plan: Plan) -> tuple[HttpRequest, ...]:
         return (MODELS, _METRICS)
+
+    def diagnose(self, exit: ExitStatus, log_tail: str) -> Diagnosis:
+        return find(_SIGNATURES, log_tail) or super().diagnose(exit, log_tail)
 
     def secret_flags(self) -> Mapping[str, str]:
         return {}  # whether its health endpoints stay open with a key of vLLM's is not documented

@@ -66,6 +66,7 @@ REFUSED_VARIABLES: Mapping[str, str] = MappingProxyType(
         "OLLAMA_KV_CACHE_TYPE": "`limits.kv_cache_dtype` decides it",
         "OLLAMA_MAX_LOADED_MODELS": "an instance serves the one model of its deployment",
         "OLLAMA_KEEP_ALIVE": "the model would be unloaded while the deployment is shown as ready",
+        "OLLAMA_LOAD_TIMEOUT": "`probes.startup` decides how long loading may take",
         "OLLAMA_FLASH_ATTENTION": "the plan's memory depends on it",
         "OLLAMA_GPU_OVERHEAD": "the plan's memory depends on it",
         "OLLAMA_SCHED_SPREAD": "`devices` decides it",
@@ -168,6 +169,7 @@ class Ollama:
             "OLLAMA_FLASH_ATTENTION": "1",  # a quantized cache needs it, and the memory model is that of this kernel
             "OLLAMA_MAX_LOADED_MODELS": "1",
             "OLLAMA_KEEP_ALIVE": "-1",  # it would unload after five minutes without a request
+            "OLLAMA_LOAD_TIMEOUT": "0",  # it would give a load up after five minutes without a line of progress
             "OLLAMA_NO_CLOUD": "1",
             "OLLAMA_NOPRUNE": "1",
             "OLLAMA_VULKAN": "0",  # it would see devices that are not the plan's

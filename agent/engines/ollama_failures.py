@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from agent.engines.llama_cpp_failures import SIGNATURES as OF_LLAMA_CPP
-from agent.engines.signatures import Signature, by_status, find, last_line, unexplained
+from agent.engines.llama_cpp_failures import by_log
+from agent.engines.signatures import Signature, by_status, last_line, unexplained
 from agent.status import Diagnosis, DiagnosisCode, ExitStatus
 
 SIGNATURES: tuple[Signature, ...] = (
@@ -28,10 +29,10 @@ SIGNATURES: tuple[Signature, ...] = (
         "lower limits.max_model_len or limits.max_num_seqs",
     ),
     Signature(
-        r"(?:cudaMalloc|hipMalloc) failed|out of device memory",
-        DiagnosisCode.DEVICE_OOM,
-        "the device's memory was exhausted",
-        "lower limits.max_model_len or limits.max_num_seqs",
+        r"[Nn]o space left on device",
+        DiagnosisCode.DISK_FULL,
+        "the disk of the instance's directory is full, where its store of links is made",
+        "free space below directories.state; the log names the path",
     ),
     *OF_LLAMA_CPP,
     Signature(
@@ -63,5 +64,5 @@ def diagnose(exit_status: ExitStatus, log_tail: str) -> Diagnosis:
     evidence = last_line(log_tail, _TELLING)
     if NOT_LOADED in log_tail and not exit_status.oom_killed:
         unknown = Diagnosis(DiagnosisCode.CRASHED, "Ollama could not load the model", evidence)
-        return find(SIGNATURES, log_tail) or unknown
-    return by_status(exit_status, evidence) or find(SIGNATURES, log_tail) or unexplained(exit_status, evidence)
+        return by_log(SIGNATURES, log_tail) or unknown
+    return by_status(exit_status, evidence) or by_log(SIGNATURES, log_tail) or unexplained(exit_status, evidence)

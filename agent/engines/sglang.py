@@ -1,6 +1,7 @@
 """SGLang: the adapter. Its flags, probes, memory and failures, and nothing else about it.
 
-Read in the sources of version 0.5.23; options: `sglang_options.txt`. Not run by us: docs/reference/engines/sglang.md.
+Read in the sources of versions 0.5.19 to 0.5.23; options: `sglang_options.txt`. Not run by us:
+docs/reference/engines/sglang.md.
 """
 
 # ruff: noqa: ARG002 - the signatures are those of all engines, whether this one needs each argument or not
@@ -74,7 +75,6 @@ _QUANTIZATIONS: Mapping[str, Support] = MappingProxyType(
     }
 )
 _SEQUENCES = "effective_max_running_requests_per_dp"
-_READY = HttpRequest("GET", "/ready")
 _INFO = HttpRequest("GET", "/server_info")
 
 
@@ -149,7 +149,13 @@ class SGLang:
             return None
         argv, origin = native
         version = ranks.package_version(argv[0], "sglang") or "unknown"
-        return Located(argv, version, origin, ranks.accelerators(argv[0], _CUDA))
+        # Without the backend's name it also lists options of servers of other kinds.
+        lists = ("serve", "--model-type", "llm", "--help") if self._is_script(argv) else ("--help",)
+        return Located(argv, version, origin, ranks.accelerators(argv[0], _CUDA), lists=lists)
+
+    def _is_script(self, argv: Sequence[str]) -> bool:
+        """`sglang`, and not `python3 -m sglang.launch_server`, which takes no subcommand."""
+        return Path(argv[-1]).name == self.executable
 
     def check_extra_args(self, arguments: Sequence[str]) -> tuple[FieldViolation, ...]:
         return tuple(self._options.check(arguments))
@@ -163,7 +169,7 @@ class SGLang:
         limits, placement = plan.limits, plan.placement
         argv = [
             *plan.binary,
-            *(("serve",) if Path(plan.binary[-1]).name == self.executable else ()),
+            *(("serve",) if self._is_script(plan.binary) else ()),
             *("--model-path", plan.variant.path),
             *("--served-model-name", plan.model_name),
             *("--host", host),
@@ -182,22 +188,21 @@ class SGLang:
             "--enable-metrics",
             *("--log-level", "info"),  # its lines tell the sizes of weights and cache
             # The agent's own probes would be most of the log.
-            *("--uvicorn-access-log-exclude-prefixes", "/ready", "/metrics", "/server_info", "/v1/models"),
+            *("--uvicorn-access-log-exclude-prefixes", "/health", "/metrics", "/server_info", "/v1/models"),
             *_TASK_FLAGS.get(plan.task, ()),
             *plan.extra_args,
         ]
         return Command(tuple(argv), {**plan.placement.environment, **_ENVIRONMENT})
 
     def startup_probe(self, plan: Plan) -> HttpRequest:
-        return _READY
+        # Not /ready, which answers the same since 0.5.20: in the images for CUDA 12 it does not exist.
+        return openai.HEALTH
 
     def readiness_probe(self, plan: Plan) -> HttpRequest:
-        return _READY
+        return openai.HEALTH
 
     def liveness_probe(self, plan: Plan) -> HttpRequest:
-        # /health computes a token and waits up to 20 s for it: a long prefill would fail it. Generation is what the
-        # inference probe asks for.
-        return _READY
+        return openai.HEALTH
 
     def inference_probe(self, plan: Plan) -> HttpRequest:
         return openai.inference(plan)
@@ -291,13 +296,16 @@ def _token_cap(plan: Plan) -> tuple[str, ...]:
 #: Of a device: then what others hold is too little for them to give back much.
 _MOSTLY_FREE = 0.9
 _TASK_FLAGS: Mapping[str, tuple[str, ...]] = {"embedding": ("--is-embedding",)}
-#: The artifact is there; nothing may be fetched instead. The agent drains before it sends TERM, and the engine's own
-#: drain has no end.
-_ENVIRONMENT: Mapping[str, str] = {"HF_HUB_OFFLINE": "1", "SGL_FORCE_SHUTDOWN": "1"}
+_ENVIRONMENT: Mapping[str, str] = {
+    "HF_HUB_OFFLINE": "1",  # the artifact is there; nothing may be fetched instead
+    "SGL_FORCE_SHUTDOWN": "1",  # the agent drains before it sends TERM, and the engine's own drain has no end
+    # Else /health computes a token and waits up to 20 s for it: a long prefill would fail it. The inference probe asks
+    # for one when the engine is idle.
+    "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false",
+}
 _VARIABLES: Mapping[str, str] = {
     "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING": "the plan's memory depends on when the cache is sized",
     "SGLANG_USE_MODELSCOPE": "it downloads; `model` names what is fetched and verified",
     "SGLANG_USE_MLX": "another engine serves Apple silicon",
-    "HF_HUB_OFFLINE": "the agent sets it",
-    "SGL_FORCE_SHUTDOWN": "the agent sets it",
+    **dict.fromkeys(_ENVIRONMENT, "the agent sets it"),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from agent.engines.signatures import Signature
 from agent.engines.torch_failures import SIGNATURES as OF_TORCH
 from agent.engines.torch_failures import diagnose as diagnose_torch
+from agent.engines.torch_failures import oom_stages
 from agent.status import Diagnosis, DiagnosisCode, ExitStatus
 
 _SMALLER = "lower limits.max_num_seqs, limits.max_model_len or limits.gpu_memory_utilization"
@@ -30,10 +31,22 @@ SIGNATURES: tuple[Signature, ...] = (
         "use another variant of the model, or a newer device",
     ),
     Signature(
+        r"Quantization scheme is not supported for|SGLang only supports sm(\d+) and above",
+        DiagnosisCode.DEVICE_UNSUPPORTED,
+        "SGLang does not run these weights on the device",
+        "use another variant of the model, or a newer device; `agentctl plan` says which engines run it here",
+    ),
+    Signature(
         r"Model architectures \[(.+?)\] are not supported for now",
         DiagnosisCode.MODEL_UNSUPPORTED,
         "this version of SGLang does not know the architecture {0}",
         "use a newer SGLang, or another engine",
+    ),
+    Signature(
+        r"(?:Unknown|Invalid) quantization method|quantization is currently not supported",
+        DiagnosisCode.MODEL_UNSUPPORTED,
+        "SGLang does not know how the weights are quantized, or not on this kind of device",
+        "use another variant of the model, or another engine",
     ),
     Signature(
         r"context_length \((\d+)\) is greater than the derived context_length \((\d+)\)",
@@ -91,8 +104,14 @@ SIGNATURES: tuple[Signature, ...] = (
         _SMALLER,
     ),
 )
+#: Its own warm-up asks /generate; requests of others come after it.
+_STAGES = oom_stages(
+    loading=r"Load weight begin",
+    loaded=r"Load weight end",
+    serving=r'fired up and ready to roll|Decode batch|"POST /v1/',
+)
 
 
 def diagnose(exit_status: ExitStatus, log_tail: str) -> Diagnosis:
     """Why it ended unasked."""
-    return diagnose_torch(exit_status, log_tail, SIGNATURES, kills_itself=True)
+    return diagnose_torch(exit_status, log_tail, SIGNATURES, kills_itself=True, stages=_STAGES)

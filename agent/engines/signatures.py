@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent.status import Diagnosis, DiagnosisCode, ExitStatus
 
@@ -29,6 +29,25 @@ class Signature:
     code: DiagnosisCode
     message: str
     hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What an engine was doing when it failed, by what only a log of that stage, or of a later one, holds."""
+
+    pattern: str
+    words: str  # how a message ends: "while it served"
+    hint: str
+
+
+def staged(found: Diagnosis, log_tail: str, stages: Sequence[Stage]) -> Diagnosis:
+    """The same diagnosis with the stage, which decides what helps. The last stage stands first; where the log holds
+    none of them, as the end of a long one may, nothing is said.
+    """
+    for stage in stages:
+        if re.search(stage.pattern, log_tail, re.MULTILINE):
+            return replace(found, message=f"{found.message}, {stage.words}", hint=stage.hint)
+    return found
 
 
 def find(signatures: Sequence[Signature], log_tail: str) -> Diagnosis | None:

@@ -133,7 +133,8 @@ class TensorRTLLM:
         if (native := configured_or_on_path(configured, self.executable)) is None:
             return None
         argv, origin = native
-        return Located(argv, ranks.package_version(argv[0], "tensorrt_llm") or "unknown", origin, _CUDA)
+        version = ranks.package_version(argv[0], "tensorrt_llm") or "unknown"
+        return Located(argv, version, origin, _CUDA, lists=("serve", "--help"))
 
     def check_extra_args(self, arguments: Sequence[str]) -> tuple[FieldViolation, ...]:
         return tuple(self._options.check(arguments))

@@ -7,6 +7,7 @@ from __future__ import annotations
 from agent.engines.signatures import Signature
 from agent.engines.torch_failures import SIGNATURES as OF_TORCH
 from agent.engines.torch_failures import diagnose as diagnose_torch
+from agent.engines.torch_failures import oom_stages
 from agent.status import Diagnosis, DiagnosisCode, ExitStatus
 
 _MORE = "raise limits.gpu_memory_utilization, lower limits.max_model_len, or use more devices"
@@ -50,11 +51,19 @@ SIGNATURES: tuple[Signature, ...] = (
         "use a variant in FP8, NVFP4 or 16 bit, or another engine",
     ),
     Signature(
-        r"(?:Insufficient|[Nn]ot enough) (?:memory|space) .*(?:KV|kv)|Impossible to fit .*KV|"
+        r"(?:Insufficient|[Nn]ot enough) (?:memory|space) .*(?:KV|kv)|Impossible to fit in any sequence|"
         r"[Aa]ttention window .*too large to fit",
         DiagnosisCode.CACHE_TOO_SMALL,
         "the cache that is left does not hold one request of the longest length",
         _MORE,
+    ),
+    Signature(
+        # Of "Executor creation failed due to insufficient GPU memory" (`_torch/pyexecutor/py_executor_creator.py`).
+        r"The following component could not be created: (.+)",
+        DiagnosisCode.DEVICE_OOM,
+        "the device's memory was exhausted at the start, when this was created: {0}",
+        "lower limits.max_num_seqs or limits.gpu_memory_utilization; if it is the model, use more devices or a smaller "
+        "quantization; `agentctl devices` tells whether others hold the memory",
     ),
     *OF_TORCH,
     Signature(
@@ -82,8 +91,13 @@ SIGNATURES: tuple[Signature, ...] = (
         "the traceback before it names the cause",
     ),
 )
+_STAGES = oom_stages(
+    loading=r"GB for model weights|Loading safetensors weights|Loading weights:",
+    loaded=r"Model init total|Memory used after loading model weights",
+    serving=r'Application startup complete|"(?:GET|POST) /',
+)
 
 
 def diagnose(exit_status: ExitStatus, log_tail: str) -> Diagnosis:
     """Why it ended unasked."""
-    return diagnose_torch(exit_status, log_tail, SIGNATURES)
+    return diagnose_torch(exit_status, log_tail, SIGNATURES, stages=_STAGES)

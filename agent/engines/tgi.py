@@ -130,7 +130,7 @@ class TGI:
         if (native := configured_or_on_path(configured, self.executable)) is None:
             return None
         argv, origin = native
-        return Located(argv, version(argv, _VERSION), origin, _CUDA)
+        return Located(argv, version(argv, _VERSION), origin, _CUDA, lists=("--help",))
 
     def check_extra_args(self, arguments: Sequence[str]) -> tuple[FieldViolation, ...]:
         return tuple(self._options.check(arguments))

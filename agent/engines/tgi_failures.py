@@ -10,7 +10,7 @@ import re
 
 from agent.engines.signatures import Signature
 from agent.engines.torch_failures import SIGNATURES as OF_TORCH
-from agent.engines.torch_failures import TELLING
+from agent.engines.torch_failures import TELLING, oom_stages
 from agent.engines.torch_failures import diagnose as diagnose_torch
 from agent.status import Diagnosis, DiagnosisCode, ExitStatus
 
@@ -58,6 +58,12 @@ SIGNATURES: tuple[Signature, ...] = (
         "TGI does not know the model's architecture, or not on this device",
         "use another engine: TGI gets no new models",
     ),
+    Signature(
+        r"Unknown quantization method: (\S+)|quantization is not supported",
+        DiagnosisCode.MODEL_UNSUPPORTED,
+        "TGI does not know how the weights are quantized, or not for this model",
+        "use another variant of the model, or another engine",
+    ),
     *OF_TORCH,
     Signature(
         r"text-generation-(\w+) not found in PATH",
@@ -86,8 +92,13 @@ SIGNATURES: tuple[Signature, ...] = (
 )
 #: What ends every failed start says nothing of its cause.
 _TELLING = re.compile(rf"(?!.*(?:ShardCannotStart|failed to start))(?:{TELLING.pattern})")
+_STAGES = oom_stages(
+    loading=r"Starting shard|Waiting for shard",
+    loaded=r"Shard ready in|Warming up model",
+    serving=r"server\.rs:\d+: (?:Connected|Success)|\b(?:generate|completions|chat_completions)\w*\{",
+)
 
 
 def diagnose(exit_status: ExitStatus, log_tail: str) -> Diagnosis:
     """Why it ended unasked."""
-    return diagnose_torch(exit_status, log_tail, SIGNATURES, telling=_TELLING)
+    return diagnose_torch(exit_status, log_tail, SIGNATURES, telling=_TELLING, stages=_STAGES)

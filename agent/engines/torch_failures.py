@@ -10,12 +10,42 @@ import re
 import signal
 from collections.abc import Sequence
 
-from agent.engines.signatures import Signature, by_status, ending_signal, find, last_line, unexplained
+from agent.engines.signatures import Signature, Stage, by_status, ending_signal, find, last_line, staged, unexplained
 from agent.status import Diagnosis, DiagnosisCode, ExitStatus
 
 _SMALLER = "lower limits.max_num_seqs, limits.max_model_len or limits.gpu_memory_utilization"
 _FETCH_AGAIN = "fetch the model again: its files are not what was published"
 _SEE_DEVICES = "see `agentctl devices` for its condition, and the kernel's log"
+
+#: Memory of a device, wherever it ran out.
+OUT_OF_MEMORY: tuple[Signature, ...] = (
+    Signature(
+        r"(?:OutOfMemoryError: (?:CUDA|HIP|XPU) out of memory\. |(?:CUDA|HIP|XPU) out of memory\. )"
+        r"Tried to allocate ([\d.]+ \w+)",
+        DiagnosisCode.DEVICE_OOM,
+        "the device's memory was exhausted when {0} more were asked for",
+        _SMALLER,
+    ),
+    Signature(
+        r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|hipErrorOutOfMemory",
+        DiagnosisCode.DEVICE_OOM,
+        "the device's memory was exhausted",
+        _SMALLER,
+    ),
+)
+
+
+def oom_stages(*, loading: str, loaded: str, serving: str) -> tuple[Stage, ...]:
+    """By what an engine's log holds since it began to load weights, had them, and served."""
+    return (
+        Stage(serving, "while it served", "lower limits.gpu_memory_utilization or limits.max_num_seqs: what a batch "
+              "takes beside the cache did not fit; `agentctl devices` tells whether others took the memory"),
+        Stage(loaded, "at the warm-up, when the weights were loaded", "lower limits.max_num_seqs or "
+              "limits.gpu_memory_utilization: activations and graphs are taken beside the cache"),
+        Stage(loading, "while the weights were loaded", "use more devices or a smaller quantization, or end what else "
+              "holds the device's memory: `agentctl devices` shows it"),
+    )  # fmt: skip
+
 
 #: The first that is found decides, so causes stand before their consequences.
 SIGNATURES: tuple[Signature, ...] = (
@@ -31,6 +61,25 @@ SIGNATURES: tuple[Signature, ...] = (
         DiagnosisCode.DRIVER_UNSUPPORTED,
         "the driver is too old for this build of the engine",
         "install a newer driver, or a build for an older CUDA; `agentctl doctor` names both versions",
+    ),
+    Signature(
+        r"Error 802: system not yet initialized|CUDA error: system not yet initialized",
+        DiagnosisCode.DRIVER_UNSUPPORTED,
+        "the devices' NVSwitch is not set up, so the driver computes on none of them",
+        "start nvidia-fabricmanager, of exactly the driver's version; `agentctl doctor` checks it",
+    ),
+    Signature(
+        r"(?:ImportError|OSError): lib(?:cuda|nvidia-ml)\.so\.1: cannot open shared object file"
+        r"|Found no NVIDIA driver on your system",
+        DiagnosisCode.TOOLKIT_MISSING,
+        "the engine does not see the driver's libraries",
+        "in a container, install the NVIDIA container toolkit; else the driver; `agentctl doctor` checks both",
+    ),
+    Signature(
+        r"No CUDA GPUs are available|No HIP GPUs are available",
+        DiagnosisCode.DEVICE_FAILED,
+        "the engine finds no device",
+        _SEE_DEVICES,
     ),
     Signature(
         r"CUDA driver version is insufficient for CUDA runtime version",
@@ -52,8 +101,8 @@ SIGNATURES: tuple[Signature, ...] = (
         "use a build for this device, or another device; `agentctl devices` names its compute capability",
     ),
     Signature(
-        r"CUDA error: (.*(?:ECC error|illegal memory access|launch failure|launch timed out|hardware stack|GPU is lost"
-        r"|busy or unavailable|no CUDA-capable device).*)",
+        r"CUDA (?:error:|failed with error) (.*(?:ECC error|illegal memory access|launch failure|launch timed out"
+        r"|hardware stack|GPU is lost|busy or unavailable|no CUDA-capable device).*)",
         DiagnosisCode.DEVICE_FAILED,
         "the device failed: {0}",
         _SEE_DEVICES,
@@ -70,19 +119,7 @@ SIGNATURES: tuple[Signature, ...] = (
         "the engine lost its devices",
         "a container loses them when systemd reloads its cgroups: name devices by CDI; else see the kernel's log",
     ),
-    Signature(
-        r"(?:OutOfMemoryError: (?:CUDA|HIP|XPU) out of memory\. |(?:CUDA|HIP|XPU) out of memory\. )"
-        r"Tried to allocate ([\d.]+ \w+)",
-        DiagnosisCode.DEVICE_OOM,
-        "the device's memory was exhausted when {0} more were asked for",
-        _SMALLER,
-    ),
-    Signature(
-        r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|hipErrorOutOfMemory",
-        DiagnosisCode.DEVICE_OOM,
-        "the device's memory was exhausted",
-        _SMALLER,
-    ),
+    *OUT_OF_MEMORY,
     Signature(
         r"Error while creating shared memory segment|unable to (?:write to|mmap \d+ bytes from) file </torch_"
         r"|No space left on device: '/dev/shm",
@@ -214,9 +251,11 @@ def diagnose(
     *,
     telling: re.Pattern[str] = TELLING,
     kills_itself: bool = False,
+    stages: Sequence[Stage] = (),
 ) -> Diagnosis:
     """Why it ended unasked. Status 0 proves nothing: engines of several processes exit with it after one of them has
-    died. `kills_itself`: nor does SIGKILL, because the engine ends itself with it.
+    died. `kills_itself`: nor does SIGKILL, because the engine ends itself with it. `stages`: what helps when a device's
+    memory runs out depends on when it does.
     """
     evidence = last_line(log_tail, telling)
     ending = ending_signal(exit_status)
@@ -225,7 +264,8 @@ def diagnose(
     if proved is not None and (exit_status.oom_killed or not doubtful):
         return proved
     if found := find(signatures, log_tail) or proved:
-        return found
+        generic = found.code is DiagnosisCode.DEVICE_OOM and found == find(OUT_OF_MEMORY, log_tail)
+        return staged(found, log_tail, stages) if generic else found
     if ending == signal.SIGBUS:
         hint = "make it larger; a model file that is shortened while it is mapped ends an engine like this too"
         message = "it ended with SIGBUS: the shared memory of its processes (/dev/shm) is exhausted"

@@ -48,7 +48,7 @@ _ALL = frozenset({"cpu", "cuda", "rocm", "sycl"})
 _GPUS, _CUDA, _CUDA_ROCM = _ALL - {"cpu"}, frozenset({"cuda"}), frozenset({"cuda", "rocm"})
 #: The wheels and images have no kernels for older devices.
 _TURING, _AMPERE, _ADA, _BLACKWELL = (7, 5), (8, 0), (8, 9), (10, 0)
-_FP8 = Support(_GPUS, least=_AMPERE, native=_ADA)  # below Ada weights only, by Marlin's kernels
+_FP8 = Support(_GPUS, least=_AMPERE, native=_ADA)  # below Ada weights only (Marlin); vLLM itself would on Turing too
 #: `get_min_capability` in `model_executor/layers/quantization/`, and the kernels in `model_executor/kernels/linear/`:
 #: on a CPU FP8 needs AMX, and packed weights must have 4 bits. GGUF and bitsandbytes are plugins.
 _QUANTIZATIONS: Mapping[str, Support] = MappingProxyType(

@@ -104,8 +104,12 @@ SIGNATURES: tuple[Signature, ...] = (
         "see `agentctl doctor`; a build for the CPU is another package than one for CUDA",
     ),
 )
-#: Found in the log only after a start that succeeded.
-_SERVING = "Application startup complete"
+#: The newest lines of a server tell of requests; the first ones, of its start.
+_STAGES = torch_failures.oom_stages(
+    loading=r"Starting to load model|Loading safetensors checkpoint shards",
+    loaded=r"Model loading took",
+    serving=r'Application startup complete|Avg prompt throughput|"(?:GET|POST) /',
+)
 #: What is left where nothing of the above is in the log: which part died.
 _PARTS: tuple[Signature, ...] = (
     Signature(
@@ -126,14 +130,9 @@ _TELLING = re.compile(
     r"^(?!.*(?:Engine core initialization failed|EngineDeadError|See root cause|WorkerProc initialization failed))"
     rf"(?:{torch_failures.TELLING.pattern})"
 )
-_WHEN = {False: "during the start", True: "while serving"}
 
 
 def diagnose(exit_status: ExitStatus, log_tail: str) -> Diagnosis:
     """Why it ended unasked."""
     table = (*SIGNATURES, *torch_failures.SIGNATURES, *_PARTS)
-    found = torch_failures.diagnose(exit_status, log_tail, table, telling=_TELLING)
-    if found.code is DiagnosisCode.DEVICE_OOM and found.message.startswith("the device's memory was exhausted when"):
-        when = _WHEN[_SERVING in log_tail]
-        return Diagnosis(found.code, f"{found.message}, {when}", found.evidence, found.hint)
-    return found
+    return torch_failures.diagnose(exit_status, log_tail, table, telling=_TELLING, stages=_STAGES)

@@ -192,8 +192,7 @@ def _problems(
         yield "kv-cache-dtype", f"{name} has no KV cache type {dtype}; it has {known}"
     yield from _argument_problems(request, engine, located)
     if located is None:
-        code, sentence = _not_found(name)
-        yield code, capabilities.not_run or sentence
+        yield _not_found(name)
 
 
 def _loading_problems(

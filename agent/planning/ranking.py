@@ -137,11 +137,10 @@ class Ranking:
         yield Ranked(candidate, (*engine, usual, *after), None, name in LOSSY)
 
     def _place(self, engine: Engine) -> tuple[int, ...]:
-        """A plan for hardware that is not here shall be one that could be carried out: what is not run comes last."""
         suits = engine.capabilities.suits
         aimed = suits.get(self.aim, _LAST) if self._aimed else _LAST
         listed = self._listed[engine.name]
-        return bool(engine.capabilities.not_run), aimed, suits.get(self.hardware, _LAST), listed
+        return aimed, suits.get(self.hardware, _LAST), listed
 
     def why_lower(self, lower: Ranked, chosen: Ranked) -> str:
         """Why one that could serve too stands behind the one that was chosen."""

@@ -120,7 +120,16 @@ def test_granted_limits_are_the_slots_and_the_alias() -> None:
 
 
 @pytest.mark.parametrize(
-    "reply", [HttpReply(401, "{}"), HttpReply(200, "no json"), HttpReply(200, "{}"), HttpReply(0, "")]
+    "reply",
+    [
+        HttpReply(401, "{}"),
+        HttpReply(200, "no json"),
+        HttpReply(200, "{}"),
+        HttpReply(0, ""),
+        HttpReply(200, '[{"id": 0}, 7]'),  # whoever else listens on the port may answer anything
+        HttpReply(200, '{"data": [{}]}'),
+        HttpReply(200, '{"data": 1}'),
+    ],
 )
 def test_limits_that_cannot_be_read_back_are_not_known(reply: HttpReply) -> None:
     granted = ENGINE.parse_granted([reply, reply])
@@ -257,8 +266,8 @@ def test_what_the_kernel_says_comes_before_the_log(log: str, exit_status: ExitSt
         ("CUDA error: uncorrectable ECC error encountered", DiagnosisCode.DEVICE_FAILED),
         ("CUDA error: unspecified launch failure", DiagnosisCode.DEVICE_FAILED),
         ("CUDA error: CUDA-capable device(s) is/are busy or unavailable", DiagnosisCode.DEVICE_FAILED),
-        ("CUDA error: no kernel image is available for execution on the device", DiagnosisCode.BINARY_MISSING),
-        ("CUDA error: CUDA driver version is insufficient for CUDA runtime version", DiagnosisCode.BINARY_MISSING),
+        ("CUDA error: no kernel image is available for execution on the device", DiagnosisCode.DEVICE_UNSUPPORTED),
+        ("CUDA error: CUDA driver version is insufficient for CUDA runtime version", DiagnosisCode.DRIVER_UNSUPPORTED),
         ("CUDA error: an illegal memory access was encountered", DiagnosisCode.CRASHED),
     ],
 )

@@ -55,6 +55,7 @@ def test_every_limit_of_the_plan_reaches_its_true_variable() -> None:
     assert command.environment["OLLAMA_KV_CACHE_TYPE"] == "q8_0"
     assert command.environment["OLLAMA_MAX_LOADED_MODELS"] == "1"
     assert command.environment["OLLAMA_KEEP_ALIVE"] == "-1"
+    assert command.environment["OLLAMA_LOAD_TIMEOUT"] == "0"
 
 
 def test_an_address_with_colons_is_put_in_brackets() -> None:
@@ -181,7 +182,7 @@ def test_a_model_in_several_files_is_not_for_it() -> None:
         ("OLLAMA_VULKAN", "`devices`"),
         ("CUDA_VISIBLE_DEVICES", "`devices`"),
         ("LLAMA_ARG_CTX_SIZE", "behind the plan's back"),
-        ("OLLAMA_LOAD_TIMEOT", "did you mean OLLAMA_LOAD_TIMEOUT?"),
+        ("OLLAMA_MAX_QUEU", "did you mean OLLAMA_MAX_QUEUE?"),
     ],
 )
 def test_variables_that_break_the_plan_are_refused(name: str, says: str) -> None:
@@ -189,7 +190,7 @@ def test_variables_that_break_the_plan_are_refused(name: str, says: str) -> None
 
 
 def test_other_variables_pass() -> None:
-    assert not ENGINE.check_variable("OLLAMA_LOAD_TIMEOUT")
+    assert not ENGINE.check_variable("OLLAMA_MAX_QUEUE")
     assert not ENGINE.check_variable("TZ")
 
 

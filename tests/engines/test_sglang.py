@@ -31,16 +31,14 @@ METRICS = (DATA / "sglang-metrics.txt").read_text(encoding="utf-8")
 #: GiB in bytes, as logs print it.
 G = 1024**3
 
-#: As `entrypoints/http_server.py` of 0.5.23 answers.
+#: As `entrypoints/http_server.py` of 0.5.19 to 0.5.23 answers, without /ready: 0.5.19 has none.
 PHASES = {
     CLOSED: {},
     "warming up": {
-        "GET /ready": Answer(503),
         "GET /health": Answer(503),
         "GET /v1/models": Answer.of({"object": "list", "data": [{"id": "served", "max_model_len": 8192}]}),
     },
     "ready": {
-        "GET /ready": Answer(200),
         "GET /health": Answer(200),
         "GET /v1/models": Answer.of({"object": "list", "data": [{"id": "served", "max_model_len": 8192}]}),
         "GET /server_info": Answer.of(
@@ -50,9 +48,13 @@ PHASES = {
         "POST /v1/completions": Answer.of({"choices": [{"text": "b"}]}),
         "POST /v1/embeddings": Answer.of({"data": [{"embedding": [0.1]}]}),
     },
-    # A long prefill: the token that /health asks for waits behind it.
-    "prefill": {"GET /ready": Answer(200), "GET /health": Answer(hangs=True), "GET /metrics": Answer(200, METRICS)},
-    "draining": {"GET /ready": Answer(503), "GET /health": Answer(503)},
+    # A long prefill: the token that /health_generate asks for waits behind it.
+    "prefill": {
+        "GET /health": Answer(200),
+        "GET /health_generate": Answer(hangs=True),
+        "GET /metrics": Answer(200, METRICS),
+    },
+    "draining": {"GET /health": Answer(503)},
 }
 
 
@@ -76,6 +78,8 @@ def test_every_limit_of_the_plan_reaches_its_true_flag() -> None:
     assert command.environment["CUDA_VISIBLE_DEVICES"] == "GPU-1,GPU-2"
     assert command.environment["HF_HUB_OFFLINE"] == "1"
     assert command.environment["SGL_FORCE_SHUTDOWN"] == "1"  # its own drain has no end
+    # Else /health would compute a token, and fail while a long prompt is read.
+    assert command.environment["SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION"] == "false"
 
 
 def test_every_flag_of_the_command_is_one_that_the_engine_has() -> None:
@@ -282,6 +286,7 @@ def test_extra_arguments_are_judged_by_position_and_rule(arguments: list[str], r
 def test_variables_that_go_round_the_plan_are_refused() -> None:
     assert ENGINE.check_variable("CUDA_VISIBLE_DEVICES")
     assert ENGINE.check_variable("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING")
+    assert all(ENGINE.check_variable(name) for name in ENGINE.command(plan(ENGINE), "127.0.0.1", 1).environment)
     assert not ENGINE.check_variable("NCCL_DEBUG")
 
 
@@ -412,6 +417,19 @@ def test_a_failed_start_is_diagnosed_by_its_log_whatever_the_exit(
     assert told in found.message
     assert found.evidence
     assert found.hint
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "RuntimeError: ('Quantization scheme is not supported for ', 'the current GPU. Min capability: 89. Current')",
+        "RuntimeError: SGLang only supports sm75 and above.",
+    ],
+)
+def test_a_device_that_cannot_run_the_weights_is_told_as_one(line: str) -> None:
+    log = f"[2026-10-20 10:01:13 TP0] Scheduler hit an exception: Traceback (most recent call last):\n{line}\n"
+
+    assert ENGINE.diagnose(ExitStatus(code=1), log).code == DiagnosisCode.DEVICE_UNSUPPORTED
 
 
 def test_the_kernels_own_word_for_exhausted_memory_counts_more_than_the_log() -> None:

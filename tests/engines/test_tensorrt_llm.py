@@ -304,4 +304,5 @@ def test_the_version_is_read_from_the_package_without_running_it(tmp_path: Path)
 
     assert found is not None
     assert (found.version, found.accelerators) == ("1.3.0rc29", frozenset({"cuda"}))
+    assert found.lists == ("serve", "--help")
     assert ENGINE.locate((str(tmp_path / "nothing"),)) is None

@@ -136,6 +136,7 @@ def test_arguments_that_change_nothing_of_the_plan_are_taken(arguments: list[str
         (["--served-model-name", "a", "b"], "extra_args[0]", "`served_name`"),
         (["--max_model_len=5"], "extra_args[0]", "unknown flag --max_model_len"),
         (["--enable-prefix-cachin"], "extra_args[0]", "did you mean --enable-prefix-caching?"),
+        (["--tensor-paralel-size=2"], "extra_args[0]", "nor may --tensor-parallel-size be given: `devices` decides it"),
         (["--middleware", "x"], "extra_args[0]", "runs Python code"),
         (["--seed"], "extra_args[0]", "takes 1 value"),
         (["other-model"], "extra_args[0]", "not a flag"),
@@ -273,9 +274,10 @@ def test_lines_of_devices_that_were_not_here_are_diagnosed_too(line: str, code: 
 def test_memory_that_runs_out_is_told_apart_by_when_it_does() -> None:
     line = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has\n"
 
-    assert "during the start" in ENGINE.diagnose(ExitStatus(code=1), line).message
+    loading = f"INFO Starting to load model /m...\n{line}"
+    assert "while the weights were loaded" in ENGINE.diagnose(ExitStatus(code=1), loading).message
     serving = f"INFO:     Application startup complete.\n{line}"
-    assert "while serving" in ENGINE.diagnose(ExitStatus(code=0), serving).message
+    assert "while it served" in ENGINE.diagnose(ExitStatus(code=0), serving).message
 
 
 def test_the_registry_has_it() -> None:
