@@ -60,10 +60,10 @@ class DiagnosisCode(StrEnum):
     STARTUP_TIMEOUT = "startup_timeout"  # never passed its startup probe
     UNRESPONSIVE = "unresponsive"  # liveness probe failed
     INFERENCE_HANG = "inference_hang"  # health answers, generation does not
-    LAUNCH_FAILED = "launch_failed"  # the operating system refused to create the process
+    LAUNCH_FAILED = "launch_failed"  # the operating system or the container engine refused to create it
     VANISHED = "vanished"  # it ended while the agent was away and left no exit status (reboot)
     OFF_BUDGET = "off_budget"  # it left its plan: more device memory, another device, or no device at all
-    DEVICE_FAILED = "device_failed"  # a device that it runs on is lost or quarantined
+    DEVICE_FAILED = "device_failed"  # a device that it runs on is lost, quarantined, or not given to its container
     SHARED_MEMORY = "shared_memory"  # /dev/shm is too small for what its processes share
     COMMUNICATION_FAILED = "communication_failed"  # its devices could not talk to each other (NCCL, RCCL)
     SOURCE_UNAVAILABLE = "source_unavailable"  # a hub or registry did not answer, or not in its protocol, or said later

@@ -26,6 +26,8 @@ DEADLINE = 2.0
 #: An answer that is longer is none: /info has some 10 KiB.
 _LONGEST = 4 * 1024**2
 _CDI_FOLDERS = ("/etc/cdi", "/var/run/cdi")
+#: The first podman that gives CDI devices to containers which are made by Docker's API; older ones pass over them.
+_PODMAN_CDI = (5, 4)
 
 
 def containers(
@@ -105,7 +107,7 @@ def _engine(name: str, address: str, path: Path, deadline: float, root: Path) ->
         socket=address,
         version=number,
         runtimes=tuple(sorted(map(str, runtimes))) if isinstance(runtimes, dict) else (),
-        cdi_devices=_cdi(name, info, root),
+        cdi_devices=_cdi(name, number, info, root),
     )
 
 
@@ -150,8 +152,10 @@ def _left(until: float) -> float:
     return left
 
 
-def _cdi(name: str, info: dict[str, Any], root: Path) -> tuple[str, ...]:
+def _cdi(name: str, version: str, info: dict[str, Any], root: Path) -> tuple[str, ...]:
     """Docker from 28.2 says what it found; older ones where they look, if CDI is switched on. podman always looks."""
+    if name == "podman" and tuple(map(int, re.findall(r"\d+", version)[:2])) < _PODMAN_CDI:
+        return ()
     listed = info.get("DiscoveredDevices")
     if isinstance(listed, list) and listed:
         devices = [device for device in listed if isinstance(device, dict) and device.get("Source") == "cdi"]

@@ -176,6 +176,10 @@ class Disk:
     free: int  # for this user
 
 
+#: Beginnings of CDI names. "all" and numbers are no names for the devices of a plan.
+_NVIDIA_BY_UUID = ("nvidia.com/gpu=GPU-", "nvidia.com/gpu=MIG-")
+
+
 @frozen
 class ContainerRuntime:
     """A container engine on this host. `problem` says why it cannot be used; "" where it can."""
@@ -184,8 +188,15 @@ class ContainerRuntime:
     socket: str  # "/var/run/docker.sock"; "" where there is only a binary
     version: str = ""
     runtimes: tuple[str, ...] = ()  # OCI runtimes by name: "runc", "nvidia"
-    cdi_devices: tuple[str, ...] = ()  # "nvidia.com/gpu=all"
+    cdi_devices: tuple[str, ...] = ()  # that it can give to containers: "nvidia.com/gpu=all"
     problem: str = ""
+
+    @property
+    def nvidia_way(self) -> str:
+        """How containers get NVIDIA's devices, by UUID: "the nvidia runtime", "CDI"; "": they get none."""
+        if "nvidia" in self.runtimes:
+            return "the nvidia runtime"
+        return "CDI" if any(name.startswith(_NVIDIA_BY_UUID) for name in self.cdi_devices) else ""
 
 
 @frozen

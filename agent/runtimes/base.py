@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agent.frozen import frozen
-from agent.status import ExitStatus
+from agent.status import DiagnosisCode, ExitStatus
+
+#: In the data of a handle that is recorded with the intent: it is of the run before, which is to be executed again.
+AGAIN = "again"
 
 
 @frozen
@@ -74,6 +77,14 @@ class Container:
 
 
 @frozen
+class Handle:
+    """How to find an instance again: plain JSON data, stored right after the launch."""
+
+    runtime: str
+    data: Mapping[str, Any]
+
+
+@frozen
 class LaunchRequest:
     """Everything needed to start an instance. `environment` may hold resolved secrets: never log it."""
 
@@ -84,14 +95,7 @@ class LaunchRequest:
     log: Path  # stdout and stderr, appended
     resources: Resources = field(default_factory=Resources)
     container: Container | None = None  # None: a native process
-
-
-@frozen
-class Handle:
-    """How to find an instance again: plain JSON data, stored right after the launch."""
-
-    runtime: str
-    data: Mapping[str, Any]
+    again: Handle | None = None  # of the run before, whose container may be started again if it is what is wanted now
 
 
 @frozen
@@ -178,4 +182,10 @@ class Runtime(Protocol):
 
 
 class LaunchError(Exception):
-    """The operating system refused to create the process; the message says why, for people."""
+    """The operating system or a container engine refused to create the process; the message says why, for people, and
+    `hint` what to do next where the code alone does not."""
+
+    def __init__(self, message: str, code: DiagnosisCode = DiagnosisCode.LAUNCH_FAILED, hint: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.hint = hint

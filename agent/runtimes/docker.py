@@ -20,7 +20,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agent.runtimes import cgroups, docker_config, docker_log, docker_processes, docker_state, sampling
-from agent.runtimes.base import Adopted, Container, Ended, Handle, Identity, LaunchError, LaunchRequest, Usage
+from agent.runtimes.base import (
+    AGAIN,
+    Adopted,
+    Container,
+    Ended,
+    Handle,
+    Identity,
+    LaunchError,
+    LaunchRequest,
+    Usage,
+)
 from agent.runtimes.docker_engine import ACT_SECONDS, ASK_SECONDS, Engine, Refused, Silent
 from agent.runtimes.docker_making import Maker
 from agent.runtimes.docker_processes import Box
@@ -59,6 +69,7 @@ class DockerRuntime:
         self._remarks: dict[str, tuple[str, ...]] = {}
         self._seen: dict[str, Found] = {}  # by container id: the last answer about it
         self._main: dict[str, int] = {}  # by container id: the engine's pid
+        self._instances: dict[str, str] = {}  # by container id: whose it is by now, which its labels may not say
 
     def close(self) -> None:
         """End what was opened; containers go on."""
@@ -66,19 +77,23 @@ class DockerRuntime:
         self._engine.close()
 
     async def launch(self, request: LaunchRequest, record: Callable[[], Coroutine[Any, Any, None]]) -> Handle:
-        """See `Runtime.launch`. The container is made while the record is and its port becomes free, and started after
-        these."""
+        """See `Runtime.launch`. A container is made while the record is and its port becomes free, and started after
+        these. That of the run before is started again if it was asked for, and is what would be made now."""
         container = request.container
         if container is None:
             raise LaunchError("the docker runtime needs an image to make a container of")
         for folder in (request.directory, request.log.parent):
             os.makedirs(folder, mode=0o700, exist_ok=True)  # noqa: PTH103 - half the time of Path.mkdir
         recorded = asyncio.create_task(record())
-        freed = asyncio.create_task(self._run(lambda: self._maker.free(request, container)))
         id = ""
         try:
-            id = await self._made(request, container, recorded)
-            await freed
+            try:
+                id = await self._again(request, container) or await self._made(request, container)
+            except asyncio.CancelledError:
+                recorded.cancel()
+                raise
+            finally:
+                await recorded
             found = await self._run(lambda: self._maker.start(id, container))
         except Silent as silent:
             await self._drop(id or request.identity.instance)
@@ -86,35 +101,50 @@ class DockerRuntime:
         except Exception:
             await self._drop(id)
             raise
-        finally:
-            freed.cancel()
-            await asyncio.gather(freed, return_exceptions=True)
         self._seen[id] = found
         return Handle(NAME, docker_state.box(found, str(request.directory)).data())
 
-    async def _made(self, request: LaunchRequest, container: Container, recorded: asyncio.Task[None]) -> str:
-        """The id of a container that is made and recorded."""
+    async def _made(self, request: LaunchRequest, container: Container) -> str:
+        """The id of a new container, whose port is free."""
+        freed = asyncio.create_task(self._run(lambda: self._maker.free(request, container)))
+        id = ""
         try:
             id = await self._run(lambda: self._maker.create(request, container))
-        except asyncio.CancelledError:
-            recorded.cancel()
-            raise
-        except Exception:
-            await recorded
-            raise
-        try:
-            await recorded
+            await freed
         except Exception:
             await self._drop(id)
             raise
+        finally:
+            freed.cancel()
+            await asyncio.gather(freed, return_exceptions=True)
         return id
+
+    async def _again(self, request: LaunchRequest, container: Container) -> str:
+        """The id of the container of the run before, if that can be started again; else ""."""
+        if request.again is None:
+            return ""
+        box = Box.from_data(request.again.data)
+        found = self._seen.get(box.id)
+        if found is None or docker_state.running(found) or docker_state.remarks(found, box):
+            return ""
+        wanted = await self._run(lambda: self._maker.config(request, container))
+        if wanted["Labels"][docker_config.CONFIG] != box.config:
+            return ""
+        self._instances[box.id] = request.identity.instance
+        self._forget_run(box.id)
+        await asyncio.to_thread(docker_log.go_on, Path(box.directory), request.directory)
+        return box.id
 
     async def adopt(self, identity: Identity, handle: Handle | None, directory: Path) -> Adopted | Ended | None:
         """See `Runtime.adopt`. While the engine does not answer, what is recorded counts as running: it is not known,
         and `wait_exit` goes on asking."""
         with contextlib.suppress(ValueError):
             if handle is not None:
-                return await self._adopt_recorded(identity, Box.from_data(handle.data))
+                box = Box.from_data(handle.data)
+                self._instances[box.id] = identity.instance
+                if handle.data.get(AGAIN):
+                    return await self._adopt_again(identity, box, str(directory))
+                return await self._adopt_recorded(identity, box)
         return await self._adopt_unrecorded(identity, str(directory))
 
     async def _adopt_recorded(self, identity: Identity, box: Box) -> Adopted | Ended | None:
@@ -125,10 +155,23 @@ class DockerRuntime:
             return recorded
         if found is None:  # perhaps of another engine, or one that lost its records: then the kernel knows better
             return recorded if box.members() else Ended(ExitStatus())
-        labels = found["Config"].get("Labels") or {}
-        if docker_config.identity_of(labels) != identity or labels.get(docker_config.CONFIG) != box.config:
+        if not _is_of(found, identity, box):
             return Ended(ExitStatus())  # not what was started, whatever it is
-        return await self._adopt_found(found, box)
+        return await self._adopt_found(found, box) or Ended(ExitStatus())
+
+    async def _adopt_again(self, identity: Identity, before: Box, directory: str) -> Adopted | Ended | None:
+        """The agent died between recording that the container of the run `before` is to be started again, and recording
+        that it was; or it made a new one after all."""
+        made = await self._inspect(identity.instance)
+        if made is not None:
+            return await self._adopt_found(made, docker_state.box(made, directory))
+        found = await self._inspect(before.id)
+        if found is None or not _is_of(found, identity, before):
+            return None
+        if not docker_state.restarted(found, before):
+            await self._drop(before.id)  # whatever is still under way there
+            return None
+        return await self._adopt_found(found, docker_state.box(found, directory))
 
     async def _adopt_unrecorded(self, identity: Identity, directory: str) -> Adopted | Ended | None:
         """The agent died between recording the intent and recording the handle."""
@@ -141,7 +184,7 @@ class DockerRuntime:
         return await self._adopt_found(found, docker_state.box(found, directory))
 
     async def _adopt_found(self, found: Found, box: Box) -> Adopted | Ended | None:
-        if docker_state.never_started(found):
+        if docker_state.never_started(found) or docker_state.severed(found):
             await self._drop(found["Id"])
             return None
         self._seen[found["Id"]] = found
@@ -269,11 +312,15 @@ class DockerRuntime:
     async def forget(self, handle: Handle | None, directory: Path) -> None:
         """See `Runtime.forget`. A container that cannot be removed now is removed once the engine answers again."""
         id = directory.name if handle is None else Box.from_data(handle.data).id
-        await self._drop(id)
+        if self._instances.get(id, directory.name) == directory.name:
+            await self._drop(id)
+            self._forget_run(id)
+        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+    def _forget_run(self, id: str) -> None:
         for known in (self._exits, self._remarks, self._seen, self._main):
             known.pop(id, None)
         self._watch.forget(id)
-        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
     async def find_all(self, node: str) -> dict[Identity, tuple[int, ...]]:
         """See `Runtime.find_all`. Also those that do not run."""
@@ -315,11 +362,24 @@ class DockerRuntime:
 
     async def _drop(self, id: str) -> None:
         """Remove it, now or as soon as that can be done."""
+        self._instances.pop(id, None)
         if id:
             try:
                 await self._run(lambda: self._maker.remove(id))
             except (Silent, Refused):
                 self._watch.unwanted.add(id)
+
+
+def _is_of(found: Found, identity: Identity, box: Box) -> bool:
+    """Whether this is the container that the box is of, made for this instance or for one before."""
+    labels = found["Config"].get("Labels") or {}
+    made = docker_config.identity_of(labels)
+    return (
+        made is not None
+        and made == replace(identity, attempt=made.attempt, instance=box.name)
+        and made.attempt <= identity.attempt
+        and labels.get(docker_config.CONFIG) == box.config
+    )
 
 
 @dataclass(slots=True)

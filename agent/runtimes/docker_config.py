@@ -14,6 +14,7 @@ from typing import Any
 from agent.frozen import frozen
 from agent.runtimes.base import Container, Identity, LaunchError, LaunchRequest, Resources
 from agent.runtimes.docker_engine import Facts
+from agent.status import DiagnosisCode
 
 LABEL = "llm-node-agent"
 NODE, CONFIG = f"{LABEL}.node", f"{LABEL}.config"
@@ -33,7 +34,6 @@ class Surroundings:
 
     facts: Facts
     groups: tuple[int, ...] = ()  # which own the device files
-    specified: bool = False  # the host's CDI specifications name all NVIDIA devices that are wanted
 
 
 def labels(identity: Identity) -> dict[str, str]:
@@ -62,12 +62,11 @@ def identity_of(found: Mapping[str, str] | None) -> Identity | None:
 
 
 def created(request: LaunchRequest, container: Container, around: Surroundings) -> dict[str, Any]:
-    """The body of POST /containers/create, with the hash of itself among its labels. Raises `LaunchError`."""
+    """The body of POST /containers/create, with its hash among its labels. Raises `LaunchError`."""
     port = f"{container.port}/tcp"
     config: dict[str, Any] = {
         "Image": container.image,
-        "Env": [f"{name}={value}" for name, value in sorted(request.environment.items())],
-        "Labels": labels(request.identity),
+        "Env": [f"{name}={value}" for name, value in sorted(_environment(request, container, around).items())],
         "ExposedPorts": {port: {}},
         "StopSignal": container.stop_signal.name,
         "StopTimeout": STOP_SECONDS,
@@ -96,13 +95,24 @@ def created(request: LaunchRequest, container: Container, around: Surroundings) 
         },
         **_command(request, container),
     }
-    config["Labels"][CONFIG] = digest(config)
+    config["Labels"] = labels(request.identity) | {CONFIG: digest(config)}
     return config
 
 
 def digest(config: Mapping[str, Any]) -> str:
-    """Of what was asked of the engine: two containers with the same one are the same."""
+    """Of what was asked of the engine, save for whom: two containers with the same one are the same."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _environment(request: LaunchRequest, container: Container, around: Surroundings) -> dict[str, str]:
+    """Images of CUDA want all devices, and where NVIDIA's runtime is the default one, it obeys them: also for what is
+    to have none, or gets its own by CDI. "void" is its word for leaving a container alone."""
+    visible = ",".join(container.gpus) if _by_runtime(around.facts) else ""
+    return {**request.environment, "NVIDIA_VISIBLE_DEVICES": visible or "void"}
+
+
+def _by_runtime(facts: Facts) -> bool:
+    return "nvidia" in facts.runtimes
 
 
 def _command(request: LaunchRequest, container: Container) -> dict[str, Any]:
@@ -137,21 +147,25 @@ def _devices(container: Container, around: Surroundings) -> dict[str, Any]:
     ]
     devices: dict[str, Any] = {"Devices": files, "GroupAdd": [str(group) for group in around.groups]}
     if container.gpus:
-        devices["DeviceRequests"] = [_gpus(container.gpus, around)]
+        devices["DeviceRequests"] = [_gpus(container.gpus, around.facts)]
     return devices
 
 
-def _gpus(uuids: tuple[str, ...], around: Surroundings) -> dict[str, Any]:
-    """By UUID: an index names another card after a reboot. podman passes over what it does not know, so it is asked
-    only for what is specified."""
-    facts = around.facts
-    if "nvidia" in facts.runtimes and not facts.podman:
+def _gpus(uuids: tuple[str, ...], facts: Facts) -> dict[str, Any]:
+    """By UUID: an index names another card after a reboot."""
+    if _by_runtime(facts):
         return {"Driver": "nvidia", "DeviceIDs": list(uuids), "Capabilities": [["gpu", "compute", "utility"]]}
-    names = [f"nvidia.com/gpu={uuid}" for uuid in uuids]
-    if facts.cdi_devices.issuperset(names) or (facts.takes_cdi and around.specified):
+    if facts.takes_cdi:
+        names = [f"nvidia.com/gpu={uuid}" for uuid in uuids]
         return {"Driver": "cdi", "DeviceIDs": names, "Capabilities": [[]]}
-    raise LaunchError(
-        "the container engine can give no NVIDIA device to a container: it has no nvidia runtime and no CDI "
-        "specification of these devices; install nvidia-container-toolkit, then run "
-        "`nvidia-ctk runtime configure --runtime=docker` and restart the engine"
-    )
+    if facts.podman:
+        message = f"podman {facts.podman} gives no NVIDIA device to containers of this API, and does not say so"
+        hint = "podman 5.4 is the first that does; or name Docker's socket in `containers.socket`"
+    else:
+        message = (
+            "Docker can give no NVIDIA device to a container: it has no nvidia runtime, and CDI is not switched on"
+        )
+        hint = (
+            "install nvidia-container-toolkit, then `nvidia-ctk runtime configure --runtime=docker`, and restart Docker"
+        )
+    raise LaunchError(message, DiagnosisCode.TOOLKIT_MISSING, hint)

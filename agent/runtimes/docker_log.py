@@ -11,7 +11,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,15 @@ def gather(engine: Engine, id: str, directory: Path, log: Path) -> None:
             file.write(data)
             file.flush()
             _write(path, _Reached(at, pieces, file.tell()))
+
+
+def go_on(before: Path, directory: Path) -> None:
+    """What a container said until now is in the log of the instance `before`; what it says next is of another.
+
+    Raises `OSError`."""
+    reached = _read(before / _STATE)
+    if reached is not None:
+        _write(directory / _STATE, replace(reached, length=0))
 
 
 def _news(engine: Engine, id: str, reached: _Reached) -> Iterator[tuple[bytes, int, int]]:

@@ -14,13 +14,13 @@ from agent.runtimes import docker_config, docker_refusals
 from agent.runtimes.base import Container, LaunchError, LaunchRequest
 from agent.runtimes.docker_config import NETWORK
 from agent.runtimes.docker_engine import ACT_SECONDS, ASK_SECONDS, Engine, Refused
+from agent.status import DiagnosisCode
 
 #: How long the port of an instance that has just ended may stay taken: podman holds it until it has tidied up.
 PORT_SECONDS = 3.0
 _PORT_PAUSE = 0.02
 #: What podman calls a container that has ended and still has its network; without it, it is "exited".
 _ENDED_CONNECTED = "stopped"
-_CDI_FOLDERS = (Path("/etc/cdi"), Path("/var/run/cdi"))
 
 
 class Maker:
@@ -32,12 +32,16 @@ class Maker:
         self._networked = False
         self._executables: set[tuple[str, str]] = set()  # (image's id, path): what an image holds never changes
 
-    def create(self, request: LaunchRequest, container: Container) -> str:
-        """The id of a container that is made, and not started."""
+    def config(self, request: LaunchRequest, container: Container) -> dict[str, Any]:
+        """How it would be made now."""
         _check_mounts(container)
         facts = self._engine.facts(devices=bool(container.gpus))
-        around = docker_config.Surroundings(facts, _groups(container.device_files), _specified(container.gpus))
-        config = docker_config.created(request, container, around)
+        around = docker_config.Surroundings(facts, _groups(container.device_files))
+        return docker_config.created(request, container, around)
+
+    def create(self, request: LaunchRequest, container: Container) -> str:
+        """The id of a container that is made, and not started."""
+        config = self.config(request, container)
         try:
             if not self._networked:
                 self._make_network()
@@ -49,7 +53,7 @@ class Maker:
                 self._make_network()  # somebody removed it
                 id = self._create(config, request.identity.instance)
         except Refused as refusal:
-            raise LaunchError(docker_refusals.sentence(str(refusal), container)) from refusal
+            raise docker_refusals.launch_error(str(refusal), container) from refusal
         if not container.own_entrypoint:
             self._check_executable(id, container.image, request.argv[0])
         return id
@@ -85,7 +89,7 @@ class Maker:
                 elif docker_refusals.port_taken(said) and time.monotonic() < until:
                     time.sleep(_PORT_PAUSE)
                 else:
-                    raise LaunchError(docker_refusals.sentence(said, container)) from refusal
+                    raise docker_refusals.launch_error(said, container) from refusal
             else:
                 return found
 
@@ -146,11 +150,6 @@ def _check_mounts(container: Container) -> None:
             raise LaunchError(f"{mount.source}, to be mounted at {mount.target}, is not on this host")
 
 
-def _specified(gpus: tuple[str, ...]) -> bool:
-    texts = [path.read_text(errors="replace") for folder in _CDI_FOLDERS for path in folder.glob("*.*")] if gpus else []
-    return bool(texts) and all(any(uuid in text for text in texts) for uuid in gpus)
-
-
 def _is_ours(network: Mapping[str, Any]) -> bool:
     return network.get("Name") == NETWORK  # the engine finds by parts of names
 
@@ -160,4 +159,6 @@ def _groups(files: tuple[str, ...]) -> tuple[int, ...]:
     try:
         return tuple(sorted({Path(file).stat().st_gid for file in files}))
     except OSError as error:
-        raise LaunchError(f"the device file {error.filename} is not on this host") from error
+        message = f"the device file {error.filename}, which a device of the plan needs, is not on this host"
+        hint = "`agentctl devices` shows what the driver says of the device"
+        raise LaunchError(message, DiagnosisCode.DEVICE_FAILED, hint) from error

@@ -53,6 +53,13 @@ def never_started(found: Found) -> bool:
     return not running(found) and str(found["State"].get("StartedAt") or _NEVER).startswith(_NEVER)
 
 
+def severed(found: Found) -> bool:
+    """Whether it runs and nobody can reach it: dockerd, killed while it starts a container, later finds that this runs,
+    and forgot its network."""
+    ports = found["NetworkSettings"].get("Ports") or {}
+    return running(found) and bool(found["HostConfig"].get("PortBindings")) and not any(ports.values())
+
+
 def restarted(found: Found, box: Box) -> bool:
     """Whether somebody started it again after the run that `box` is of."""
     return bool(box.started) and found["State"].get("StartedAt") != box.started

@@ -369,7 +369,7 @@ class Actor:
             services.fail("command")
             launch = launching.prepare(
                 self.plan, self._text(self.plan), self.spec, self.state.attempt, services,
-                launching.Before(self.port, self.handle),
+                launching.Before(self.port, self.handle, healthy=self._was_healthy),
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - told
             self._attempt_failed("made the command", error)
@@ -381,6 +381,11 @@ class Actor:
         # Only now: tidying up after the last run would compete with the start of this one.
         if ended is not None:
             self._spawn(f"forget {ended.id}", launching.forget(ended, handle, dropped, services))
+
+    @property
+    def _was_healthy(self) -> bool:
+        """Whether the run before served, and its end is the first failure since."""
+        return self.state.streak == 1 and self.instance is not None and self.instance.ready_at is not None
 
     async def _start(self, launch: launching.Launch) -> bool:
         """Whether the process runs; if not, why not was posted."""

@@ -70,16 +70,16 @@ def _rules(config: ImagesConfig) -> ImageRules:
 
 
 def _no_gpus(engine: ContainerRuntime) -> str:
-    if "nvidia" in engine.runtimes or any(name.startswith("nvidia.com/gpu") for name in engine.cdi_devices):
+    if engine.nvidia_way:
         return ""
     way = (
-        "`nvidia-ctk runtime configure --runtime=docker`, and restart it"
+        "install nvidia-container-toolkit, then `nvidia-ctk runtime configure --runtime=docker`, and restart it"
         if engine.name == "docker"
-        else "`nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`"
+        else "it takes podman 5.4 or newer, and `nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`"
     )
     return (
-        f"{engine.name} cannot give NVIDIA's devices to containers: it has neither the nvidia runtime nor CDI devices "
-        f"(install nvidia-container-toolkit, then {way})"
+        f"{engine.name} {engine.version} cannot give NVIDIA's devices to containers: it has neither the nvidia runtime "
+        f"nor CDI devices by UUID ({way})"
     )
 
 

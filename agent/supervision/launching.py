@@ -9,7 +9,7 @@ import os
 import secrets as random_ids
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import structlog
@@ -19,11 +19,11 @@ from agent.errors import NotFound, StoreError
 from agent.frozen import frozen
 from agent.planning.plan import Plan
 from agent.runtimes import logs
-from agent.runtimes.base import Handle, Identity, LaunchRequest, Resources
+from agent.runtimes.base import AGAIN, Handle, Identity, LaunchError, LaunchRequest, Resources
 from agent.spec import DeploymentSpec
 from agent.status import Diagnosis, DiagnosisCode
 from agent.store.records import DeploymentRecord, InstanceRecord
-from agent.supervision import clock, secrets
+from agent.supervision import clock, codec, secrets
 from agent.supervision.preparation import PreparationError
 from agent.supervision.services import Services
 
@@ -51,10 +51,12 @@ class Launch:
 
 @frozen
 class Before:
-    """The instance before: the port that it was to have (0: there was none), and its handle if it ran."""
+    """The instance before: the port that it was to have (0: there was none), its handle if it ran, and whether this is
+    the first failure after it was healthy, so that its container is as good as a new one."""
 
     port: int
     handle: Handle | None
+    healthy: bool
 
 
 def identity(node_uid: str, record: InstanceRecord) -> Identity:
@@ -86,14 +88,16 @@ def prepare(
     """Raises `PreparationError` (secret_missing, port_taken). Touches nothing but the directories it names."""
     engine, config = services.engine(plan.engine), services.config
     contained = plan.image is not None
-    releasing = contained and before.handle is not None and before.handle.runtime == plan.runtime
-    port = services.ports.take(plan.deployment, spec.port, before.port, releasing=releasing)
+    ran = before.handle if contained and before.handle and before.handle.runtime == plan.runtime else None
+    again = ran if ran and before.healthy and ran.data.get("socket") == services.preparation.socket else None
+    port = services.ports.take(plan.deployment, spec.port, before.port, releasing=ran is not None)
     command = engine.command(plan, "0.0.0.0" if contained else config.policy.bind, port)  # noqa: S104 - the container's
     instance = f"{plan.deployment}-{attempt}-{random_ids.token_hex(3)}"
     record = InstanceRecord(
         id=instance, deployment=plan.deployment, generation=plan.generation, attempt=attempt, runtime=plan.runtime,
         plan_json=plan_json, port=port, directory=str(services.instances / instance),
         log_path=str(config.directories.logs / plan.deployment / f"{attempt}.log"), created_at=clock.wall(),
+        handle_json=codec.dump_handle(replace(again, data={**again.data, AGAIN: True})) if again else "",
     )  # fmt: skip
     # The command's come last: they say which devices the engine may see.
     variables = {**spec.environment, **secrets.resolve(spec.secrets), **command.environment}
@@ -117,6 +121,7 @@ def prepare(
         log=log_path(record),
         resources=Resources(spec.limits.memory_bytes, spec.limits.cpus, spec.limits.pids),
         container=container,
+        again=again,
     )
     return Launch(record, request)
 
@@ -128,7 +133,11 @@ def refusal(error: Exception) -> Diagnosis:
     if isinstance(cause, TimeoutError):
         hint = "containers go on meanwhile; `systemctl status docker` (or podman) tells more"
         return Diagnosis(DiagnosisCode.RUNTIME_UNAVAILABLE, str(error), hint=hint)
-    return Diagnosis(DiagnosisCode.STORE_FAILED if disk else DiagnosisCode.LAUNCH_FAILED, str(error))
+    if disk:
+        return Diagnosis(DiagnosisCode.STORE_FAILED, str(error))
+    if isinstance(error, LaunchError):
+        return Diagnosis(error.code, str(error), hint=error.hint)
+    return Diagnosis(DiagnosisCode.LAUNCH_FAILED, str(error))
 
 
 def write_record(instance: InstanceRecord, deployment: DeploymentRecord) -> None:

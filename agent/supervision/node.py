@@ -36,7 +36,7 @@ from agent.status import (
 from agent.store.records import DeploymentRecord, InstanceRecord, Loaded, PutEvent
 from agent.store.sqlite import Store
 from agent.strict import invalid
-from agent.supervision import clock
+from agent.supervision import clock, codec
 from agent.supervision.conditions import Conditions
 from agent.supervision.devices import Devices, Outside
 from agent.supervision.hardware import Hardware
@@ -255,7 +255,10 @@ class Node:
         return {actor.port: actor.name for actor in self.registry if actor.port}
 
     def recorded_instances(self) -> list[str]:
-        return [actor.instance.id for actor in self.registry if actor.instance is not None]
+        """Of all present runs; and what their containers bear, which may have been made for a run before."""
+        present = [actor.instance for actor in self.registry if actor.instance is not None]
+        handles = [handle for run in present if (handle := codec.handle(run)) is not None]
+        return [run.id for run in present] + [name for handle in handles if (name := handle.data.get("name"))]
 
     def ended_instances(self) -> list[str]:
         return [run.id for actor in self.registry for run in actor.journal.older]

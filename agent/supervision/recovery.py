@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import structlog
 
@@ -52,7 +53,7 @@ async def from_engines(
         if identity.instance in by_id:
             continue
         found = _read(services, identity)
-        if found is None:
+        if found is None or found[1].id in by_id:
             continue
         deployment, run = found
         # An older salvaged record with another generation is kept: the engine is then replaced in due form.
@@ -69,6 +70,8 @@ async def from_engines(
 
 def _read(services: Services, identity: Identity) -> tuple[DeploymentRecord, InstanceRecord] | None:
     path = services.instances / identity.instance / launching.RECORD
+    if not path.exists():  # a container may have been started again for a later instance
+        path = next(iter(_bearing(services, identity.instance)), path)
     try:
         data = json.loads(path.read_text())
         deployment = DeploymentRecord(**data["deployment"])
@@ -77,3 +80,16 @@ def _read(services: Services, identity: Identity) -> tuple[DeploymentRecord, Ins
     except (OSError, ValueError, TypeError, KeyError) as error:
         log.error("engine's own record unreadable", instance=identity.instance, path=str(path), error=str(error))
         return None
+
+
+def _bearing(services: Services, name: str) -> list[Path]:
+    """The records of instances whose container bears the name of an earlier one."""
+    return [path for path in services.instances.glob(f"*/{launching.RECORD}") if _container(path) == name]
+
+
+def _container(path: Path) -> str:
+    try:
+        handle = json.loads(path.read_text())["instance"]["handle_json"]
+        return str(json.loads(handle)["data"]["name"]) if handle else ""
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -45,6 +47,10 @@ class Missing(Exception):
     """Why a part cannot be had here."""
 
 
+class Old(Exception):
+    """Why the part that is here cannot do it; a newer one can."""
+
+
 def wait(check: Callable[[], Any], what: str, timeout: float = 30.0) -> Any:
     """Poll until `check` is true; returns its value."""
     deadline = time.monotonic() + timeout
@@ -54,10 +60,17 @@ def wait(check: Callable[[], Any], what: str, timeout: float = 30.0) -> Any:
     return value
 
 
+#: Below those of agents in tests and those that Linux gives to clients, and each only once for a while: some are bound
+#: long after they were chosen.
+_PORTS = itertools.cycle(range(10000 + os.getpid() % 5000, 20000))
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    for port in _PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("a cycle does not end")
 
 
 class Engine:
@@ -77,6 +90,9 @@ class Engine:
     def command(self) -> list[str | Path]:
         raise NotImplementedError
 
+    def environment(self) -> dict[str, str]:
+        return dict(os.environ)
+
     def start(self) -> None:
         """Raises `Missing` where none can run."""
         if os.geteuid() != 0:
@@ -86,7 +102,7 @@ class Engine:
         with self.log.open("ab") as log:
             # It ends with the tests, even if they are killed.
             command = ["setpriv", "--pdeathsig", "TERM", *self.command()]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self.environment())
         deadline = time.monotonic() + 30
         while self.process.poll() is None and time.monotonic() < deadline:
             if self.answers():
@@ -133,6 +149,11 @@ class Engine:
             api.import_image_from_file(str(path), repository="localhost/tools", tag="v1")
             self._tools = next(str(each["Id"]) for each in api.images() if "localhost/tools" in str(each["RepoTags"]))
         return self._tools
+
+    def version(self) -> tuple[int, ...]:
+        """Of the program, which need not run."""
+        said = subprocess.run([self.tools[0], "--version"], capture_output=True, text=True, check=True).stdout
+        return tuple(map(int, re.findall(r"\d+", said)[:2]))
 
     def answers(self) -> bool:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
@@ -219,6 +240,124 @@ class Docker(Engine):
         for group in sorted((path for top in tops for path in (top, *top.rglob("*/"))), reverse=True):
             with contextlib.suppress(OSError):
                 group.rmdir()
+
+
+class OtherDocker(Docker):
+    """One on another host."""
+
+    def __init__(self, root: Path, host: OtherHost) -> None:
+        super().__init__(root)
+        self.host = host
+
+    def command(self) -> list[str | Path]:
+        return [*self.host.prefix, *super().command()]
+
+
+class CdiDocker(Docker):
+    """One that reads CDI specifications from a folder of its own."""
+
+    def __init__(self, root: Path) -> None:
+        settings = root / "daemon.json"
+        super().__init__(root, "--config-file", str(settings))
+        self.specifications = root / "cdi"
+
+    def command(self) -> list[str | Path]:
+        if self.version() < (25,):
+            raise Old("CDI needs Docker 25 or newer")
+        self.specifications.mkdir(exist_ok=True)
+        settings = {"features": {"cdi": True}, "cdi-spec-dirs": [str(self.specifications)]}
+        (self.root / "daemon.json").write_text(json.dumps(settings))
+        return super().command()
+
+
+class NvidiaDocker(Docker):
+    """One with NVIDIA's runtime, here its default one, and with NVIDIA's hook, if `hook`: what `nvidia-ctk runtime
+    configure --set-as-default` makes of it. Both say what they were asked for, in `asked`; neither needs a driver."""
+
+    def __init__(self, root: Path, *, hook: bool = True) -> None:
+        self.programs = root / "bin"
+        runtime = self.programs / "nvidia-container-runtime"
+        super().__init__(root, "--add-runtime", f"nvidia={runtime}", "--default-runtime", "nvidia")
+        self.asked = root / "asked"
+        self.known = root / "known"  # the UUIDs that the driver knows, a line each
+        self.hook = hook
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "PATH": f"{self.programs}:{os.environ['PATH']}"}
+
+    def command(self) -> list[str | Path]:
+        self.programs.mkdir(exist_ok=True)
+        self._program("nvidia-container-runtime", NVIDIA_RUNTIME)
+        if self.hook:
+            self._program("nvidia-container-runtime-hook", NVIDIA_HOOK)
+        return super().command()
+
+    def _program(self, name: str, text: str) -> None:
+        (self.programs / name).write_text(
+            f"#!{sys.executable}\nASKED, KNOWN = {str(self.asked)!r}, {str(self.known)!r}\n{text}"
+        )
+        (self.programs / name).chmod(0o755)
+
+
+#: It does with a container what NVIDIA's does where no hook was asked for: it would give it what its variable names.
+NVIDIA_RUNTIME = """
+import json, os, pathlib, sys
+if "create" in sys.argv:
+    bundle = next((each.partition("=")[2] for each in sys.argv if each.startswith("--bundle=")), "")
+    bundle = bundle or sys.argv[sys.argv.index("--bundle") + 1]
+    env = json.loads(pathlib.Path(bundle, "config.json").read_text())["process"]["env"]
+    visible = [each.partition("=")[2] for each in env if each.startswith("NVIDIA_VISIBLE_DEVICES=")]
+    with open(ASKED, "a") as asked:
+        asked.write("runtime " + ",".join(dict.fromkeys(visible)) + "\\n")
+os.execvp("runc", ["runc", *sys.argv[1:]])
+"""
+
+#: The device nodes come into the container's own /dev, in its mount namespace and before its root is changed.
+NVIDIA_HOOK = """
+import json, pathlib, subprocess, sys
+state = json.load(sys.stdin)
+config = json.loads(pathlib.Path(state["bundle"], "config.json").read_text())
+variables = dict(each.split("=", 1) for each in config["process"]["env"])
+visible, known = variables["NVIDIA_VISIBLE_DEVICES"], pathlib.Path(KNOWN).read_text().split()
+with open(ASKED, "a") as asked:
+    asked.write(f"hook {visible} {variables['NVIDIA_DRIVER_CAPABILITIES']}\\n")
+for uuid in visible.split(","):
+    if uuid not in known:
+        sys.exit(f"nvidia-container-cli: device error: {uuid}: unknown device")
+    node = f"{config['root']['path']}/dev/nvidia{int(uuid.split('-')[1], 16)}"
+    enter = ["nsenter", "--target", str(state["pid"]), "--mount"]
+    subprocess.run([*enter, "mknod", "--mode=666", node, "c", "1", "3"], check=True)
+"""
+
+
+class OtherHost:
+    """What this host would be with other hardware: a mount namespace in which the folders `sys` and `dev` of `tree` are
+    laid over the host's own. Who is started by `prefix` is in there."""
+
+    def __init__(self, tree: Path) -> None:
+        enter = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "sh", "-ec", OTHER_HOST, "sh", str(tree)]
+        self._process = subprocess.Popen(enter, stdout=subprocess.PIPE)
+        assert self._process.stdout is not None
+        if self._process.stdout.readline() != b"ready\n":
+            raise Missing("this host lets nobody mount one folder over another")
+        self.prefix = ("nsenter", f"--mount=/proc/{self._process.pid}/ns/mnt", "--wdns=/")
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+#: What is mounted below the two is brought back, for a mount hides what is below it.
+OTHER_HOST = """
+for place in sys/fs/cgroup dev/pts dev/shm; do
+    mkdir -p "$1/kept/$place"
+    mount --rbind "/$place" "$1/kept/$place"
+done
+for place in sys dev; do mount -t overlay overlay -o "lowerdir=$1/$place:/$place" "/$place"; done
+for place in sys/fs/cgroup dev/pts dev/shm; do mount --rbind "$1/kept/$place" "/$place"; done
+echo ready
+exec sleep infinity
+"""
 
 
 class Podman(Engine):
@@ -381,6 +520,7 @@ def engine_image(folder: Path) -> Path:
     (root / "Dockerfile").write_text(
         "FROM scratch\nCOPY python/ /\nCOPY engine/ /\nCOPY tools/ /\n"
         f"ENV PYTHONHOME={sys.base_prefix} PYTHONPATH=/engine\n"
+        "ENV NVIDIA_VISIBLE_DEVICES=all\n"  # as images have that are built on CUDA's
         f'ENTRYPOINT ["{python}", "/engine/llama_server.py"]\n'
     )
     return root

@@ -274,6 +274,21 @@ async def test_a_killed_dockerd_makes_a_red_condition_and_no_exit_is_missed(mort
     assert (await mortal.exit(await mortal.sh("exit 3"))).code == 3
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+async def test_a_container_that_lost_its_network_is_none_that_serves(
+    docker_bench: ContainerBench, *, recorded: bool
+) -> None:
+    """As those whose start dockerd was killed in: later they run, for ever unreachable."""
+    bench = docker_bench
+    running = await bench.sh(SLEEP)
+    id = running.handle.data["id"]
+    as_somebody(bench, lambda api: api.disconnect_container_from_network(id, "llm-node-agent", force=True))
+    found = await bench.again().adopt(running.identity, running.handle if recorded else None, running.directory)
+
+    assert found == (Ended(ExitStatus()) if recorded else None)
+    assert await bench.runtime.find_all(bench.node) == {}
+
+
 async def test_an_exit_is_known_even_if_the_engine_never_comes_back(mortal: ContainerBench) -> None:
     engine = mortal.engine
     assert engine is not None

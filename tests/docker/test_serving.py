@@ -178,26 +178,82 @@ def test_an_agent_that_is_killed_finds_its_container_and_restarts_nothing(node: 
     assert node.containers() == [before.instance.container]
 
 
-def test_a_container_that_dies_is_replaced_at_once_and_the_reason_is_told(node: Node) -> None:
+def test_a_container_that_dies_is_started_again_at_once_and_the_reason_is_told(node: Node) -> None:
     before = node.serve()
     node.behind_its_back("kill", before.instance.container)
-    after = node.wait_until(
-        lambda d: PHASE[d.phase] == "ready" and d.instance.container != before.instance.container, timeout=30
-    )
+    after = node.wait_until(lambda d: PHASE[d.phase] == "ready" and d.instance.name != before.instance.name, timeout=30)
 
     assert after.restarts == 1
     assert (after.previous.diagnosis.code, after.previous.exit.signal) == ("killed", signal.SIGKILL)
     assert after.endpoint == before.endpoint
     assert complete(after.endpoint)
+    assert node.containers() == [after.instance.container] == [before.instance.container]
+    wait_true(lambda: said_loaded(after.instance) == 1, timeout=30, what="its output gathered")
+    assert said_loaded(after.previous) == 1
+
+
+def said_loaded(instance: pb.Instance) -> int:
+    log = Path(instance.log_path)
+    return log.read_text().count("model loaded") if log.exists() else 0
+
+
+def test_a_container_that_died_twice_without_a_long_healthy_run_is_replaced_by_a_new_one(node: Node) -> None:
+    before = node.serve()
+    node.behind_its_back("kill", before.instance.container)
+    node.wait_until(lambda d: PHASE[d.phase] == "ready" and d.restarts == 1, timeout=30)
+    node.behind_its_back("kill", before.instance.container)
+    after = node.wait_until(lambda d: PHASE[d.phase] == "ready" and d.restarts == 2, timeout=30)
+
+    assert after.instance.container != before.instance.container
     wait_true(lambda: node.containers() == [after.instance.container], what="the dead one removed")
 
 
-def test_a_dead_container_that_an_agent_died_before_removing_is_removed_by_the_next(node: Node) -> None:
+@pytest.mark.parametrize("point", ["before-intent", "after-intent", "after-spawn", "after-handle"])
+def test_an_agent_that_dies_while_it_starts_a_container_again_leaves_one_that_serves(node: Node, point: str) -> None:
     before = node.serve()
+    node.stop()
+    node.start(environ={"AGENTD_FAILPOINTS": f"{point}=kill"})
+    wait_true(lambda: "Adopted" in node.reasons(), what="adopted")
+    node.behind_its_back("kill", before.instance.container)
+    assert node.process
+    node.process.wait(timeout=60)
+    node.start()
+    after = node.wait_until(lambda d: PHASE[d.phase] == "ready" and d.instance.attempt > 1, timeout=60)
+
+    assert complete(after.endpoint)
+    wait_true(lambda: node.containers() == [after.instance.container], what="one container, and no other")
+    if point in {"after-spawn", "after-handle"}:
+        assert after.instance.container == before.instance.container
+        assert after.previous.diagnosis.code == "killed"
+
+
+def test_a_container_that_was_started_again_is_known_though_the_database_is_lost_and_is_no_stray(
+    make_node: Callable[..., Node],
+) -> None:
+    node = make_node(daemon={"sweep_seconds": 1, "sweep_min_age_seconds": 0.5})
+    node.start()
+    before = node.serve()
+    node.behind_its_back("kill", before.instance.container)
+    again = node.wait_until(lambda d: PHASE[d.phase] == "ready" and d.restarts == 1, timeout=30)
+    node.kill()
+    for file in (node.root / "state").glob("agent.db*"):
+        file.unlink()
+    node.start()
+    after = node.wait(timeout=60)
+    assert (after.instance.name, after.instance.pid) == (again.instance.name, again.instance.pid)
+    time.sleep(3)  # some sweeps
+    assert node.get().instance.pid == again.instance.pid
+    assert node.containers() == [again.instance.container]
+    assert complete(after.endpoint)
+
+
+def test_a_dead_container_that_an_agent_died_before_removing_is_removed_by_the_next(node: Node) -> None:
+    node.serve()
     node.stop()
     node.start(environ={"AGENTD_FAILPOINTS": "after-spawn=kill"})
     wait_true(lambda: "Adopted" in node.reasons(), what="adopted")
-    node.behind_its_back("kill", before.instance.container)
+    with contextlib.suppress(AgentError):
+        node.apply(runtime="docker", environment={"NEW": "one"})
     assert node.process
     node.process.wait(timeout=60)  # it had started the replacement, and not yet removed the dead one
     assert len(node.containers()) == 2
@@ -213,18 +269,14 @@ def test_a_container_that_ended_while_no_agent_was_there_is_accounted_for_and_re
     node.kill()
     node.behind_its_back("kill", before.instance.container)
     node.start()
-    after = node.wait_until(
-        lambda d: PHASE[d.phase] == "ready" and d.instance.container != before.instance.container, timeout=30
-    )
+    after = node.wait_until(lambda d: PHASE[d.phase] == "ready" and d.instance.name != before.instance.name, timeout=30)
     assert after.previous.diagnosis.code == "killed"
 
 
 def test_a_container_that_hangs_is_replaced(node: Node) -> None:
     before = node.serve()
     node.behind_its_back("pause", before.instance.container)
-    after = node.wait_until(
-        lambda d: PHASE[d.phase] == "ready" and d.instance.container != before.instance.container, timeout=60
-    )
+    after = node.wait_until(lambda d: PHASE[d.phase] == "ready" and d.instance.name != before.instance.name, timeout=60)
     assert after.previous.diagnosis.code == "unresponsive"
     wait_true(lambda: node.containers() == [after.instance.container], what="the hung one removed")
 
@@ -359,8 +411,10 @@ def bad_engine(node: Node) -> bool:
 
 
 @pytest.mark.timeout(120 + 20 * KILLS)
-def test_whatever_is_killed_at_any_moment_no_container_is_lost_doubled_or_left(node: Node) -> None:
+def test_whatever_is_killed_at_any_moment_no_container_is_lost_doubled_or_left(make_node: Callable[..., Node]) -> None:
     """`CHAOS_KILLS` agents are killed, and a fifth as many container engines, while deployments come, change and go."""
+    node = make_node(daemon={"sweep_min_age_seconds": 5})  # a container of an intent that was never written is a stray
+    node.start()
     chance = random.Random(int(os.environ.get("CHAOS_SEED", "6")))
     node.serve("a")
     for turn in range(KILLS):
@@ -410,7 +464,7 @@ def test_podman_serves_adopts_replaces_and_cleans_up_as_docker_does(
         wait_true(lambda: "Adopted" in node.reasons(), what="adopted")
         os.kill(before.instance.pid, signal.SIGKILL)
         after = node.wait_until(
-            lambda d: PHASE[d.phase] == "ready" and d.instance.container != before.instance.container, timeout=60
+            lambda d: PHASE[d.phase] == "ready" and d.instance.name != before.instance.name, timeout=60
         )
         assert after.previous.diagnosis.code == "killed"
         assert after.endpoint == before.endpoint

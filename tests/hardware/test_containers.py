@@ -210,6 +210,17 @@ def test_podman_is_known_by_its_answer_and_reads_the_specifications(
     assert podman.cdi_devices == ("nvidia.com/gpu=all",)
 
 
+def test_a_podman_that_passes_over_cdi_devices_has_none(public_path: Path, engine: Callable[..., Engine]) -> None:
+    """Before 5.4, containers that Docker's API makes of it get none, and nothing is said."""
+    headers = PODMAN_HEADERS.replace("5.4.2", "5.3.1")
+    engine(public_path / "run/podman/podman.sock", lambda question: http(PODMAN[question], headers))
+    write(public_path, "etc/cdi/nvidia.yaml", INDENTED)
+
+    (podman,) = look(public_path)
+
+    assert (podman.version, podman.cdi_devices) == ("5.3.1", ())
+
+
 def test_the_users_own_engines_are_found_too(public_path: Path, engine: Callable[..., Engine]) -> None:
     engine(public_path / "run/user/7/docker.sock", DOCKER_20)
     engine(public_path / "run/user/7/podman/podman.sock", PODMAN)

@@ -167,7 +167,7 @@ FAULTS: list[tuple[str, Inventory, str, FindingLevel, str, str]] = [
     ("docker without GPUs", replace(HEALTHY, containers=(replace(DOCKER, runtimes=("runc",)),)), "container-gpus",
      WARNING, "neither the nvidia runtime nor CDI", "nvidia-ctk runtime configure"),
     ("podman without GPUs", replace(HEALTHY, containers=(ContainerRuntime("podman", "", "5.4"),)), "container-gpus",
-     WARNING, "podman has neither", "nvidia-ctk cdi generate"),
+     WARNING, "podman 5.4 has neither", "nvidia-ctk cdi generate"),
     ("a cache disk that is low", disk("cache", 19 * GIB), "disk-space", WARNING, "less than 20.0 GiB",
      "directories.cache"),
     ("a state disk that is low", disk("state", GIB - 1), "disk-space", WARNING, "1024 MiB free of 100.0 GiB",
@@ -247,9 +247,9 @@ def test_strangers_on_a_device_are_named_without_their_arguments() -> None:
 
 
 def test_containers_get_gpus_by_cdi_too() -> None:
-    podman = ContainerRuntime("podman", "", "5.4", cdi_devices=("nvidia.com/gpu=all",))
+    podman = ContainerRuntime("podman", "", "5.4", cdi_devices=("nvidia.com/gpu=GPU-1", "nvidia.com/gpu=all"))
     (finding,) = of("container-gpus", diagnose(replace(HEALTHY, containers=(podman,)), [STATUS]))
-    assert (finding.level, finding.message) == (OK, "podman gives GPUs to containers by CDI (nvidia.com/gpu=all)")
+    assert (finding.level, finding.message) == (OK, "podman gives GPUs to containers by CDI")
 
 
 def test_containers_need_nothing_of_nvidia_for_an_amd_device() -> None:

@@ -16,14 +16,14 @@ from agent.runtimes.base import Adopted, Container, Identity, LaunchError, Launc
 from agent.runtimes.docker_config import Surroundings
 from agent.runtimes.docker_engine import Facts
 from agent.runtimes.docker_processes import Box
-from agent.status import ExitStatus
+from agent.status import DiagnosisCode, ExitStatus
 
 REQUEST = LaunchRequest(
     Identity("node", "chat", 7, 1, "chat-1"), ("/bin/engine", "--port", "8000"), {"A": "1"}, Path("/d"), Path("/l"),
     Resources(memory_bytes=1024, cpus=1.5, pids=10),
 )  # fmt: skip
 CONTAINER = Container("sha256:1", "127.0.0.1", 8000, mounts=(Mount("/weights", "/weights"),))
-DOCKER = Surroundings(Facts(podman=False))
+DOCKER = Surroundings(Facts())
 UUIDS = ("GPU-1", "MIG-2")
 NAMES = ["nvidia.com/gpu=GPU-1", "nvidia.com/gpu=MIG-2"]
 
@@ -51,25 +51,44 @@ def test_selinux_neither_hides_weights_nor_gets_them_labelled_anew() -> None:
 
 
 @pytest.mark.parametrize(
-    ("around", "request_"),
+    ("facts", "request_"),
     [
-        (Surroundings(Facts(podman=False, runtimes=frozenset({"nvidia"}))), ("nvidia", list(UUIDS))),
-        (Surroundings(Facts(podman=False, cdi_devices=frozenset(NAMES))), ("cdi", NAMES)),
-        (Surroundings(Facts(podman=False, takes_cdi=True), specified=True), ("cdi", NAMES)),
-        (Surroundings(Facts(podman=True, takes_cdi=True), specified=True), ("cdi", NAMES)),
+        (Facts(runtimes=frozenset({"nvidia"}), takes_cdi=True), ("nvidia", list(UUIDS))),
+        (Facts(takes_cdi=True), ("cdi", NAMES)),
+        (Facts(podman="5.4.0", takes_cdi=True), ("cdi", NAMES)),
     ],
-)  # fmt: skip
+)
 def test_nvidias_devices_are_asked_for_by_uuid_in_the_way_that_the_engine_knows(
-    around: Surroundings, request_: tuple[str, list[str]]
+    facts: Facts, request_: tuple[str, list[str]]
 ) -> None:
-    (made,) = host(replace(CONTAINER, gpus=UUIDS), around)["DeviceRequests"]
+    (made,) = host(replace(CONTAINER, gpus=UUIDS), Surroundings(facts))["DeviceRequests"]
     assert (made["Driver"], made["DeviceIDs"]) == request_
 
 
-@pytest.mark.parametrize("facts", [Facts(podman=False), Facts(podman=True, takes_cdi=True)])
-def test_devices_that_the_engine_cannot_give_refuse_the_launch(facts: Facts) -> None:
-    with pytest.raises(LaunchError, match="no nvidia runtime and no CDI"):
+@pytest.mark.parametrize(
+    ("facts", "message"), [(Facts(), "CDI is not switched on"), (Facts(podman="4.3.1"), "podman 4.3.1 gives no NVIDIA")]
+)
+def test_devices_that_the_engine_cannot_give_refuse_the_launch(facts: Facts, message: str) -> None:
+    with pytest.raises(LaunchError, match=message) as refused:
         host(replace(CONTAINER, gpus=UUIDS), Surroundings(facts))
+    assert refused.value.code == DiagnosisCode.TOOLKIT_MISSING
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("gpus", "facts", "visible"),
+    [
+        (UUIDS, Facts(runtimes=frozenset({"nvidia"})), "GPU-1,MIG-2"),
+        (UUIDS, Facts(takes_cdi=True), "void"),
+        ((), Facts(runtimes=frozenset({"nvidia"})), "void"),
+        ((), Facts(), "void"),
+    ],
+)
+def test_nvidias_runtime_gives_nothing_beyond_the_plan_where_it_is_the_default(
+    gpus: tuple[str, ...], facts: Facts, visible: str
+) -> None:
+    made = docker_config.created(REQUEST, replace(CONTAINER, gpus=gpus), Surroundings(facts))
+    assert f"NVIDIA_VISIBLE_DEVICES={visible}" in made["Env"]
 
 
 def test_device_files_come_with_the_groups_that_own_them() -> None:
@@ -117,18 +136,46 @@ def test_a_container_that_never_ran_has_no_exit_status() -> None:
     assert docker_state.ended({"State": state}) == ExitStatus()
 
 
+LAUNCH_FAILED, DEVICE_FAILED = DiagnosisCode.LAUNCH_FAILED, DiagnosisCode.DEVICE_FAILED
+TOOLKIT_MISSING, DRIVER_UNSUPPORTED = DiagnosisCode.TOOLKIT_MISSING, DiagnosisCode.DRIVER_UNSUPPORTED
+
+
 @pytest.mark.parametrize(
-    ("said", "sentence"),
+    ("said", "sentence", "code"),
     [
-        ("driver failed programming external connectivity: Bind for 127.0.0.1:8000 failed: port is already allocated",
-         "port 8000 of 127.0.0.1 is taken"),
-        ("No such image: sha256:1", "the image sha256:1 is gone"),
-        ('could not select device driver "nvidia" with capabilities: [[gpu]]', "check nvidia-container-toolkit"),
-        ("something new", "the container engine refuses: something new"),
+        ("Bind for 127.0.0.1:8000 failed: port is already allocated", "port 8000 of 127.0.0.1 is taken", LAUNCH_FAILED),
+        ("No such image: sha256:1", "the image sha256:1 is gone", LAUNCH_FAILED),
+        ("something new", "the container engine refuses: something new", LAUNCH_FAILED),
+        ('could not select device driver "nvidia" with capabilities: [[gpu]]', "finds no nvidia-c", TOOLKIT_MISSING),
+        ("fork/exec /usr/bin/nvidia-cdi-hook: no such file or directory", "finds no nvidia-c", TOOLKIT_MISSING),
+        ("setting up CDI devices: unresolvable CDI devices nvidia.com/gpu=GPU-1", "by its UUID", DEVICE_FAILED),
+        ('CDI device injection failed: failed to stat CDI host device "/dev/nvidia7": no such file or directory',
+         "as its CDI specification says", DEVICE_FAILED),
+        ('error mounting "/usr/lib/libcuda.so.550.54" to rootfs: bind mount source stat: no such file or directory',
+         "a file of the driver", DEVICE_FAILED),
+        ("failed to fulfil mount request: open /usr/lib/libcuda.so.550.54.15: no such file or directory",
+         "a file of the driver", DEVICE_FAILED),
+        ("error running hook #0: exit status 1: nvidia-container-cli: device error: GPU-1: unknown device: unknown",
+         "does not know a device", DEVICE_FAILED),
+        ("nvidia-container-cli: requirement error: unsatisfied condition: cuda>=12.6, please update your driver",
+         "the driver too old for the image", DRIVER_UNSUPPORTED),
+        ("nvidia-container-cli: initialization error: nvml error: timeout: unknown", "cannot give the", DEVICE_FAILED),
     ],
 )  # fmt: skip
-def test_a_refusal_reads_as_what_it_means(said: str, sentence: str) -> None:
-    assert sentence in docker_refusals.sentence(said, CONTAINER)
+def test_a_refusal_reads_as_what_it_means(said: str, sentence: str, code: DiagnosisCode) -> None:
+    error = docker_refusals.launch_error(said, CONTAINER)
+    assert sentence in str(error)
+    assert error.code is code
+    assert bool(error.hint) == (code is not LAUNCH_FAILED)
+
+
+def test_a_long_refusal_is_cut_to_its_end_where_the_cause_is() -> None:
+    said = (
+        f"failed to create task: {'OCI runtime create failed: ' * 30}nvidia-container-cli: device error: unknown device"
+    )
+    error = docker_refusals.launch_error(said, CONTAINER)
+    assert str(error).endswith("unknown device)")
+    assert len(str(error)) < 400
 
 
 def test_a_handle_survives_what_others_add_to_it() -> None:

@@ -31,14 +31,13 @@ def gpus(case: Case) -> Iterator[Finding]:
     if not any(device.vendor == "nvidia" for device in case.inventory.devices):
         return
     for runtime in usable:
-        cdi = [name for name in runtime.cdi_devices if name.startswith("nvidia.com/gpu")]
-        if "nvidia" in runtime.runtimes or cdi:
-            way = "the nvidia runtime" if "nvidia" in runtime.runtimes else f"CDI ({cdi[0]})"
-            yield ok("container-gpus", f"{runtime.name} gives GPUs to containers by {way}")
+        if runtime.nvidia_way:
+            yield ok("container-gpus", f"{runtime.name} gives GPUs to containers by {runtime.nvidia_way}")
         else:
             yield warning(
                 "container-gpus",
-                f"the driver shows GPUs, but {runtime.name} has neither the nvidia runtime nor CDI devices for them",
+                f"the driver shows GPUs, but {_named(runtime)} has neither the nvidia runtime nor CDI devices by UUID "
+                "for containers",
                 _toolkit(runtime.name),
             )
 
@@ -55,7 +54,7 @@ def _toolkit(name: str) -> str:
     install = "install nvidia-container-toolkit, then "
     if name == "docker":
         return install + "`nvidia-ctk runtime configure --runtime=docker && systemctl restart docker`"
-    return install + "`nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`"
+    return f"use podman 5.4 or newer, {install}`nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`"
 
 
 def _named(runtime: ContainerRuntime) -> str:
