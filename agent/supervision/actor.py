@@ -676,9 +676,10 @@ class Actor:
 
         task = asyncio.create_task(guarded(), name=f"{key} {self.name}")
         self._tasks[key] = task
-        task.add_done_callback(lambda done: self._done(key, done))
+        task.add_done_callback(lambda done: self._done(key, done, work))
 
-    def _done(self, key: str, task: asyncio.Task[None]) -> None:
+    def _done(self, key: str, task: asyncio.Task[None], work: Coroutine[Any, Any, None]) -> None:
+        work.close()  # of a task that was cancelled before its first step
         if self._tasks.get(key) is task:
             del self._tasks[key]
         if not task.cancelled():
