@@ -93,6 +93,7 @@ class Daemon:
         self.root = root
         self.model = model
         self.process: subprocess.Popen[bytes] | None = None
+        self.prefix: tuple[str, ...] = ()  # a program that executes it
         self.control = root / "run" / "control.sock"
         self.readonly = root / "run" / "readonly.sock"
         wrapper = root / "engine"
@@ -117,10 +118,8 @@ class Daemon:
         dropped = ("AGENTD_", "PYTHONDONTWRITEBYTECODE")
         environment = {k: v for k, v in os.environ.items() if not k.startswith(dropped)} | dict(environ or {})
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "agent.daemon", "--user", "--config", str(self.config), *arguments],
-                stdout=log, stderr=log, env=environment,
-            )  # fmt: skip
+            command = [*self.prefix, sys.executable, "-m", "agent.daemon", "--user", "--config", str(self.config)]
+            self.process = subprocess.Popen([*command, *arguments], stdout=log, stderr=log, env=environment)
         if wait:
             self.wait_up()
         return self

@@ -15,11 +15,9 @@ from typing import Any, Self, TypeVar
 
 import grpc
 from google.protobuf.message import Message
-from grpc_health.v1 import health_pb2
 
 from agent.api import sockets
-from agent.api.errors import from_rpc_error
-from agent.api.requests import MAX_PAGE_SIZE, MAX_REQUEST_BYTES
+from agent.api.bounds import MAX_PAGE_SIZE, MAX_REQUEST_BYTES
 from agent.api.structs import struct_from_dict
 from agent.errors import AgentError, FailedPrecondition, InvalidArgument, Unavailable
 from agent.v1 import agent_pb2 as pb
@@ -252,6 +250,8 @@ class Client:
 
     def check_health(self) -> None:
         """Return if the agent serves. Raises Unavailable if it does not."""
+        from grpc_health.v1 import health_pb2  # noqa: PLC0415 - for streams only
+
         path, request = "/grpc.health.v1.Health/Check", health_pb2.HealthCheckRequest()
         answer = self._unary(path, request, health_pb2.HealthCheckResponse, self.timeout)
         if answer.status != health_pb2.HealthCheckResponse.SERVING:
@@ -304,6 +304,8 @@ class Client:
                 f"the agent at {self.path} does not know this request",
                 hint="agentctl and agentd should be of the same version",
             )
+        from agent.api.errors import from_rpc_error  # noqa: PLC0415 - most commands meet no error
+
         return from_rpc_error(error)
 
     def _unreachable(self) -> Unavailable:

@@ -23,6 +23,8 @@ def planned(value: Planned) -> pb.PlanDeploymentResponse:
         plan=struct_from_dict(value.plan.to_dict()) if value.plan else None,
         refusal=diagnosis(value.refusal) if value.refusal else None,
         argv=value.argv,
+        environment=value.environment,
+        secrets=value.secrets,
         verdict=_verdict(value),
         missing_bytes=value.missing_bytes,
         rejected=[

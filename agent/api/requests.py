@@ -9,15 +9,14 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.struct_pb2 import Struct
 
+from agent.api.bounds import MAX_PAGE_SIZE
 from agent.api.structs import struct_to_dict
 from agent.errors import FieldViolation, InvalidArgument
 from agent.frozen import frozen
 
 T = TypeVar("T")
 
-MAX_REQUEST_BYTES = 4 * 1024 * 1024  # the default of gRPC; the largest sensible spec has some KiB
 DEFAULT_PAGE_SIZE = 100
-MAX_PAGE_SIZE = 1000  # larger sizes are lowered to it (AIP-158); 1000 deployments are some 10 MiB
 MAX_REQUEST_ID = 64  # characters; a UUID has 36
 MAX_TOKEN = 512  # characters; ours have some 100
 MAX_REASON = 256  # characters; it stands in a line of a table

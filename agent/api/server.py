@@ -17,8 +17,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from agent.api import calls, sockets
+from agent.api.bounds import MAX_REQUEST_BYTES
 from agent.api.methods import METHODS, MethodClass
-from agent.api.requests import MAX_REQUEST_BYTES
 from agent.api.servicers import Servicers
 from agent.api.sockets import BoundSocket, SocketSettings
 from agent.errors import ReadOnly

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from functools import lru_cache
 from typing import Any
@@ -17,6 +16,8 @@ _EXACT = 2**53  # beyond it a double cannot tell an integer from its neighbour
 @lru_cache(maxsize=256)  # spec and plan of 100 deployments (the default maximum), and the node's own
 def struct_from_json(text: str) -> Struct:
     """The Struct of a stored JSON object. Shared by all callers: never change it."""
+    import json  # noqa: PLC0415 - what is stored is the daemon's; commands do without
+
     return struct_from_dict(json.loads(text)) if text else Struct()
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from agent.artifacts.base import ArtifactError, Fetched, SourcePolicy
@@ -82,14 +83,23 @@ def _find(name: str, inner: str) -> tuple[Path, str]:
 
 def _recorded_digest(top: str, path: Path) -> str:
     """What the distribution that brought the file says about it. Raises `ArtifactError` where none does."""
-    for distribution in importlib.metadata.packages_distributions().get(top, ()):
-        for file in importlib.metadata.files(distribution) or ():
+    for distribution in _distributions(top):
+        for file in distribution.files or ():
             if file.hash and file.hash.mode == "sha256" and Path(str(file.locate())).resolve() == path:
                 return base64.urlsafe_b64decode(file.hash.value + "==").hex()
     message = f"no installed distribution vouches for {path}: its RECORD holds no digest of it"
     raise ArtifactError(
         Diagnosis(DiagnosisCode.MODEL_CORRUPT, message, hint="use file: for models that come without a digest")
     )
+
+
+def _distributions(top: str) -> Iterator[importlib.metadata.Distribution]:
+    """Those that may have brought the package. The one that is called like it comes first, because to know of others
+    the files of all that is installed are read: a sixth of a second.
+    """
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        yield importlib.metadata.distribution(top)
+    yield from map(importlib.metadata.distribution, importlib.metadata.packages_distributions().get(top, ()))
 
 
 def _missing(message: str, hint: str = "") -> ArtifactError:

@@ -18,7 +18,7 @@ from agent.v1 import agent_pb2 as pb
 
 @frozen
 class Applied:
-    """An answer to apply, with the state before it: only what differs from that is an answer to this change."""
+    """An answer to apply, with a state that is none: only what differs from `before` has come of the change."""
 
     answer: pb.ApplyDeploymentResponse
     before: pb.Deployment | None = None
@@ -34,11 +34,8 @@ class Applied:
 
 
 def apply_one(client: Client, spec: dict[str, Any]) -> Applied:
-    before = existing(client, spec["name"])
-    answer = client.apply_deployment(spec, request_id=request_id())
-    # Where nothing changed nothing will move: the present state is the answer.
-    unchanged = answer.outcome == pb.ApplyDeploymentResponse.OUTCOME_UNCHANGED
-    return Applied(answer, None if unchanged else before)
+    """The answer comes when the new spec was taken up: a failure that is seen from then on is its own."""
+    return Applied(client.apply_deployment(spec, request_id=request_id()))
 
 
 def wait_until_ready(client: Client, applied: Applied, *, seconds: float, report: Report) -> pb.Deployment:

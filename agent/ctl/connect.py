@@ -1,11 +1,13 @@
 """Finding the daemon's socket, and saying what is wrong where none can be used.
 
 Order: --socket, AGENTD_SOCKET, this user's control socket, the system's, then (for commands that only read)
-the two read-only ones. A plain connect() tells absent, refused and forbidden apart, which gRPC reports all alike.
+the two read-only ones. A plain connect() tells absent, refused and forbidden apart, which gRPC reports all alike; where
+there is only one to choose, the first call is left to find that out, which spares each command the import of `socket`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,12 +18,15 @@ from agent.paths import default_paths
 
 
 def find(given: str | None, environ: Mapping[str, str], *, change: bool) -> Path:
-    """The first socket that accepts a connection.
+    """The only socket that is there, else the first that accepts a connection.
 
-    Raises `Permission` where one is there but may not be opened, `Unavailable` where nobody listens on any.
+    Raises `Permission` where one is there but may not be opened, `Unavailable` where none is or nobody listens on any.
     """
     explicit = given or environ.get("AGENTD_SOCKET")
     candidates = [Path(explicit)] if explicit else _default_sockets(environ, change=change)
+    there = [path for path in candidates if os.access(path, os.W_OK, effective_ids=True)]
+    if len(there) == 1:
+        return there[0]
     problems: dict[Path, OSError] = {}
     for path in candidates:
         problem = _problem(path)

@@ -10,7 +10,6 @@ On stderr, never a traceback (AGENTCTL_DEBUG=1 shows it); with `-o json` the sam
 
 from __future__ import annotations
 
-import json
 import os
 import traceback
 from collections.abc import Sequence
@@ -53,9 +52,10 @@ class DeploymentFailed(AgentError):
         cause = (
             f"{diagnosis.code}: {diagnosis.message}" if diagnosis.code else f"{deployment.reason}: {deployment.message}"
         )
-        hint = diagnosis.hint or f"agentctl describe {name}; agentctl logs {name}"
+        started = deployment.HasField("instance") or deployment.HasField("previous")
+        hint = diagnosis.hint or f"agentctl describe {name}" + (f"; agentctl logs {name}" if started else "")
         if "restart" not in hint:
-            hint += f"; then `agentctl restart {name}`"
+            hint = f"{hint.removesuffix('.')}; then `agentctl restart {name}`"
         super().__init__(f"deployment {name} failed: {cause}", hint=hint)
         self.diagnosis = diagnosis
 
@@ -71,6 +71,8 @@ def report(error: AgentError, *, as_json: bool) -> Exit:
     """Prints `error` on stderr and returns the exit code for it."""
     code = exit_of(error)
     if as_json:
+        import json  # noqa: PLC0415  (only `-o json` needs it)
+
         click.echo(json.dumps({"error": _plain(error, code)}), err=True)
     else:
         colour = False if os.environ.get("NO_COLOR") else None  # the command's context, which knows, is gone

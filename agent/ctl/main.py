@@ -105,8 +105,8 @@ class Root(click.Group):
             return report(_told(error), as_json=as_json)
 
 
-@options.with_examples
-@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})
+@options.with_help
+@click.group(cls=Root)
 @options.socket
 @options.call_timeout
 @click.pass_context

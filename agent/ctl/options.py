@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from inspect import cleandoc
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
+from click import shell_completion
 
 from agent.ctl.app import App
 from agent.ctl.completion import artifact_references, deployment_names, device_ids, model_names
@@ -44,10 +44,33 @@ class Duration(click.ParamType[float]):
 DURATION: Final = Duration()
 
 
-def with_examples(command: Documented) -> Documented:
-    """Keeps the lines of the examples in a command's help as they are: click would make a paragraph of them."""
-    command.help = cleandoc(command.help or "").replace("\n\nExample", "\n\n\b\nExample")
+class Option(click.Option):
+    """Its help is taken as it is: click cleans one with `inspect`, whose import is a tenth of a command's start."""
+
+    def __init__(self, *declarations: Any, **settings: Any) -> None:
+        text = settings.pop("help", None)
+        super().__init__(*declarations, **settings)
+        self.help = text
+
+
+option = partial(click.option, cls=Option)
+
+
+def with_help(command: Documented) -> Documented:
+    """Adds --help, and keeps the lines of the examples in it as they are: click would make a paragraph of them."""
+    command.help = re.sub(r"\n\n( *)(?=Example)", "\n\n\\1\b\n\\1", command.help or "")
+    command.add_help_option = False  # click's own is no `Option` of ours, and its text is looked for in catalogs
+    text = "Show this message and exit."
+    command.params.append(
+        Option(["-h", "--help"], is_flag=True, is_eager=True, expose_value=False, callback=_show_help, help=text)
+    )
     return command
+
+
+def _show_help(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(ctx.get_help(), color=ctx.color)
+        ctx.exit()
 
 
 def connects(*, waits: bool = False) -> Callable[[Command], Command]:
@@ -62,7 +85,7 @@ def connects(*, waits: bool = False) -> Callable[[Command], Command]:
 
 
 def socket(command: Command) -> Command:
-    return click.option(
+    return option(
         "--socket",
         metavar="PATH",
         expose_value=False,
@@ -72,7 +95,7 @@ def socket(command: Command) -> Command:
 
 
 def call_timeout(command: Command) -> Command:
-    return click.option(
+    return option(
         "--timeout",
         type=DURATION,
         metavar="DURATION",
@@ -86,7 +109,7 @@ def output(*, wide: bool = True, svg: bool = False) -> Callable[[Command], Comma
     """Adds -o. `wide=False` for commands whose table has no more columns; they read it as `table`."""
     names = "more columns, " if wide else ""
     picture = ", or a picture" if svg else ""
-    return click.option(
+    return option(
         "-o",
         "--output",
         "form",
@@ -98,11 +121,11 @@ def output(*, wide: bool = True, svg: bool = False) -> Callable[[Command], Comma
 
 
 def watch(command: Command) -> Command:
-    return click.option("-w", "--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")(command)
+    return option("-w", "--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")(command)
 
 
 def hardware(command: Command) -> Command:
-    return click.option(
+    return option(
         "--hardware",
         metavar="MODEL[:COUNT]|FILE",
         help="Described hardware instead of this node's: h100-sxm:8, or a YAML file.",
@@ -111,12 +134,12 @@ def hardware(command: Command) -> Command:
 
 def waiting(command: Command) -> Command:
     """Adds --wait and the --timeout that limits it."""
-    wait = click.option("--wait", is_flag=True, help="Return when it is done, or failed.")
+    wait = option("--wait", is_flag=True, help="Return when it is done, or failed.")
     return wait(wait_timeout(command))
 
 
 def wait_timeout(command: Command) -> Command:
-    return click.option(
+    return option(
         "--timeout",
         type=DURATION,
         metavar="DURATION",
@@ -134,40 +157,50 @@ def names(command: Command) -> Command:
     return click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=complete_names)(command)
 
 
-def complete_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_names(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[shell_completion.CompletionItem]:
     """Names of deployments, without those that are on the line already."""
     taken = ctx.params.get(param.name or "") or ()
     known = deployment_names(ctx.ensure_object(App))
-    return [CompletionItem(one) for one in known if one.startswith(incomplete) and one not in taken]
+    return [shell_completion.CompletionItem(one) for one in known if one.startswith(incomplete) and one not in taken]
 
 
-def complete_kinds_and_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_kinds_and_names(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[shell_completion.CompletionItem]:
     """For `get`: kinds and names first, names after a kind."""
     kinds = () if ctx.params.get(param.name or "") else KINDS
-    return [CompletionItem(kind) for kind in kinds if kind.startswith(incomplete)] + complete_names(
+    return [shell_completion.CompletionItem(kind) for kind in kinds if kind.startswith(incomplete)] + complete_names(
         ctx, param, incomplete
     )
 
 
-def complete_devices(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_devices(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[shell_completion.CompletionItem]:
     """Ids of devices; where a device may be left out, what else can stand in its place."""
     actions = () if param.required else DEVICE_ACTIONS
     known = (*actions, *device_ids(ctx.ensure_object(App)))
-    return [CompletionItem(one) for one in known if one.startswith(incomplete)]
+    return [shell_completion.CompletionItem(one) for one in known if one.startswith(incomplete)]
 
 
-def complete_artifacts(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_artifacts(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[shell_completion.CompletionItem]:
     """References of what the cache holds, without those that are on the line already."""
     taken = ctx.params.get(param.name or "") or ()
     known = dict.fromkeys(artifact_references(ctx.ensure_object(App)))
-    return [CompletionItem(one) for one in known if one.startswith(incomplete) and one not in taken]
+    return [shell_completion.CompletionItem(one) for one in known if one.startswith(incomplete) and one not in taken]
 
 
-def complete_models(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def complete_models(
+    ctx: click.Context, _param: click.Parameter, incomplete: str
+) -> list[shell_completion.CompletionItem]:
     """Names of the catalog; files, where none begins so."""
     known = model_names(ctx.ensure_object(App)) if "/" not in incomplete else []
-    found = [CompletionItem(one) for one in known if one.startswith(incomplete.lower())]
-    return found or [CompletionItem(incomplete, type="file")]
+    found = [shell_completion.CompletionItem(one) for one in known if one.startswith(incomplete.lower())]
+    return found or [shell_completion.CompletionItem(incomplete, type="file")]
 
 
 def _store(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:

@@ -6,7 +6,6 @@ would slow `agentctl status`. Colour only where it reaches a terminal (`click.ec
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from typing import Any, Final, Generic, TypeVar
@@ -71,6 +70,8 @@ def fields(pairs: Iterable[tuple[str, str]], indent: str = "") -> str:
 def emit(data: Any, form: Format) -> None:
     """Prints plain data as JSON or YAML."""
     if form is Format.JSON:
+        import json  # noqa: PLC0415  (as below: for those who ask for it)
+
         click.echo(json.dumps(data, indent=2, ensure_ascii=False))
         return
     import yaml  # noqa: PLC0415  (25 ms that only `-o yaml` pays)

@@ -113,8 +113,17 @@ def decision(plan: Plan, answer: pb.PlanDeploymentResponse | None = None) -> str
             ("holds", holds(plan)),
             ("verdict", verdict(answer)),
             ("command", shlex.join(answer.argv)),
+            ("environment", "\n".join(_variables(answer))),
         )
     )
+
+
+def _variables(answer: pb.PlanDeploymentResponse) -> Iterator[str]:
+    """What the command gets besides its arguments."""
+    for name, value in sorted(answer.environment.items()):
+        yield f"{name}={shlex.quote(value)}"
+    for name in answer.secrets:
+        yield f"{name} from secrets"
 
 
 def _image(plan: Plan) -> str:

@@ -79,7 +79,8 @@ def _commands(command: click.Command, path: str, parent: click.Context | None = 
 def _section(command: click.Command, path: str, ctx: click.Context) -> Iterator[str]:
     yield f"\n### {path}\n\n    {path} {' '.join(command.collect_usage_pieces(ctx))}\n"
     yield _markdown(command.help or "")
-    records = filter(None, (param.get_help_record(ctx) for param in command.params))  # without --help
+    asked = (param for param in command.params if param.name != "help")
+    records = filter(None, (param.get_help_record(ctx) for param in asked))
     rows = [record for record in records if record[1]]  # arguments have no text of their own
     if rows:
         yield "\n| option | |\n| --- | --- |"

@@ -17,6 +17,7 @@ import click
 
 from agent.api.client import Client
 from agent.ctl.failures import Usage
+from agent.ctl.options import option
 from agent.errors import FieldViolation, InvalidArgument, NotFound
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -67,7 +68,7 @@ Named = Callable[[str], tuple[str, str]]
 
 def spec_flags(command: Command) -> Command:
     """Adds the flags that describe a deployment, and --set for every other field."""
-    command = click.option(
+    command = option(
         "--set",
         "sets",
         multiple=True,
@@ -80,7 +81,7 @@ def spec_flags(command: Command) -> Command:
 def with_flags(flags: Sequence[_Flag], command: Command) -> Command:
     """Adds flags that set fields of a spec."""
     for flag, field, kind, text in reversed(flags):
-        command = click.option(flag, field.replace(".", "__"), type=kind, help=text)(command)
+        command = option(flag, field.replace(".", "__"), type=kind, help=text)(command)
     return command
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from agent.errors import FieldViolation
@@ -33,21 +33,22 @@ def admit(spec: DeploymentSpec, policy: Policy, engines: Mapping[str, Engine]) -
 
 def _engine(spec: DeploymentSpec, policy: Policy, engines: Mapping[str, Engine]) -> Iterator[FieldViolation]:
     if spec.engine == "auto":
-        candidates = [engine for name, engine in engines.items() if policy.engines is None or name in policy.engines]
-        if not candidates:
+        names = [name for name in engines if policy.engines is None or name in policy.engines]
+        if not names:
             yield FieldViolation("engine", "the node policy allows no engine that this agent knows")
+        elif len(names) == 1:
+            yield from _adapter(spec, engines[names[0]])
+        else:
+            yield from _adapters(spec, (engines[name] for name in names))
     elif spec.engine not in engines:
         nearest = difflib.get_close_matches(spec.engine, engines, n=1, cutoff=0.4)
         guess = f"; did you mean {nearest[0]!r}?" if nearest else ""
         yield FieldViolation("engine", f"unknown engine {spec.engine!r} (known: {', '.join(engines)}){guess}")
-        return
     elif policy.engines is not None and spec.engine not in policy.engines:
         allowed = ", ".join(policy.engines) or "none"
         yield FieldViolation("engine", f"the node policy does not allow {spec.engine!r} (allowed: {allowed})")
-        return
     else:
-        candidates = [engines[spec.engine]]
-    yield from _adapter(spec, candidates)
+        yield from _adapter(spec, engines[spec.engine])
 
 
 def _runtime(spec: DeploymentSpec, policy: Policy) -> Iterator[FieldViolation]:
@@ -66,11 +67,31 @@ def _image(spec: DeploymentSpec, policy: Policy, engines: Mapping[str, Engine]) 
         yield FieldViolation("image", "the node policy allows no containers: leave it out")
 
 
-def _adapter(spec: DeploymentSpec, candidates: list[Engine]) -> Iterator[FieldViolation]:
-    """The rules of the adapter, where only one engine is possible; with several, planning takes one that they suit."""
-    if len(candidates) != 1:
-        return
-    (engine,) = candidates
+def _adapters(spec: DeploymentSpec, candidates: Iterable[Engine]) -> Iterator[FieldViolation]:
+    """With several engines planning takes one that the spec suits; where it suits none, the closest one says why."""
+    if not (spec.extra_args or spec.environment or spec.secrets):
+        return  # adapters are imported as they are asked
+    refusing: list[tuple[str, list[FieldViolation]]] = []
+    for engine in candidates:
+        gateway = "gateway" in engine.capabilities.formats
+        if gateway != spec.model.startswith("gateway:") or spec.task not in engine.capabilities.tasks:
+            continue
+        broken = list(_adapter(spec, engine))
+        if not broken:
+            return
+        refusing.append((engine.name, broken))
+    if refusing:
+        name, broken = min(refusing, key=lambda each: _distance(each[1]))
+        yield from (FieldViolation(each.field, f"no engine takes it; {name}: {each.rule}") for each in broken)
+
+
+def _distance(broken: Sequence[FieldViolation]) -> tuple[int, int]:
+    """An engine that knows a flag takes its value for one, and its rule is about the flag: it begins with it."""
+    return len(broken), sum(not each.rule.startswith("-") for each in broken)
+
+
+def _adapter(spec: DeploymentSpec, engine: Engine) -> Iterator[FieldViolation]:
+    """The rules of the adapter."""
     yield from engine.check_extra_args(spec.extra_args)
     for section in ("environment", "secrets"):
         for name in getattr(spec, section):

@@ -15,7 +15,7 @@ from agent.models import gateway
 from agent.models.parts import is_split
 from agent.models.profile import Basis, ModelProfile
 from agent.planning import flags, trust
-from agent.planning.images import may_have, ways
+from agent.planning.images import allowed, may_have, ways
 from agent.planning.plan import Rejected
 from agent.planning.request import Option, PlanRequest, RefusedError
 from agent.status import Diagnosis, DiagnosisCode
@@ -31,6 +31,7 @@ _CODES = {
     "kv-cache-dtype": DiagnosisCode.MODEL_UNSUPPORTED,
     "arguments": DiagnosisCode.BAD_FLAG,
     "runtimes": DiagnosisCode.POLICY_DENIED,
+    "no-image": DiagnosisCode.IMAGE_MISSING,
     "not-found": DiagnosisCode.BINARY_MISSING,
     "runtime": DiagnosisCode.RUNTIME_UNAVAILABLE,
     "image": DiagnosisCode.IMAGE_MISSING,
@@ -44,9 +45,10 @@ _CODES = {
 }
 _RANK = {code: place for place, code in enumerate(_CODES)}
 _HINTS = {
-    "not-found": "install it, name it in engines.<name>.binary, or install llm-node-agent[embedded]",
     "policy": "policy.engines lists the engines that this node allows",
     "runtimes": "policy.runtimes lists what this node allows",
+    "no-image": "it needs Docker or podman, and its image named in catalog/engines.yaml of the configuration directory "
+    "or as `image` in the spec",
     "runtime": "`agentctl doctor` says what is wrong with Docker or podman",
     "image": "name one in catalog/engines.yaml of the configuration directory",
     "architecture": "name an image for this machine in catalog/engines.yaml of the configuration directory",
@@ -139,6 +141,7 @@ def _nothing(request: PlanRequest, rejected: list[Rejected]) -> Diagnosis:
         return Diagnosis(code, f"no variant of the model is {request.spec.quantization}", hint=_stored(request))
     hint = "name another file, or `auto`" if closest.code == "variant" else _HINTS.get(closest.code, "")
     hint = _readers(request) if closest.code == "format" else hint
+    hint = _installable(request) if closest.code == "not-found" else hint
     return Diagnosis(code, message, hint=hint)
 
 
@@ -160,6 +163,25 @@ def _readers(request: PlanRequest) -> str:
     return "; ".join(hints)
 
 
+def _installable(request: PlanRequest) -> str:
+    """How an engine that reads one of the model's formats gets here."""
+    formats, asked = {option.profile.format for option in request.options}, request.spec.engine
+    hints = [f"install it, or name it in engines.{'<name>' if asked == 'auto' else asked}.binary"]
+    if request.containers is None and "docker" in allowed(request) and _in_containers(request, formats):
+        hints.append("or run Docker or podman on this node, and it comes as an image")
+    if "gguf" in formats and asked in {"auto", "llama.cpp"}:
+        hints.append("or install llm-node-agent[embedded], which serves GGUF")
+    elif "safetensors" in formats and asked == "auto":
+        hints.append("or name a GGUF variant of the model, which llm-node-agent[embedded] serves")
+    return "; ".join(hints)
+
+
+def _in_containers(request: PlanRequest, formats: set[str]) -> bool:
+    asked = request.spec.engine
+    engines = request.engines.values() if asked == "auto" else (request.engines[asked],)
+    return any(each.container is not None and not each.capabilities.formats.isdisjoint(formats) for each in engines)
+
+
 def _engine_problem(request: PlanRequest, name: str, *, thorough: bool) -> tuple[str, str] | None:
     """The rule that the engine breaks whatever the variant, as (code, sentence)."""
     policy = request.policy
@@ -172,6 +194,15 @@ def _engine_problem(request: PlanRequest, name: str, *, thorough: bool) -> tuple
 
 def _not_found(name: str) -> tuple[str, str]:
     return "not-found", f"no executable of {name} was found on this node"
+
+
+def _no_image(request: PlanRequest, name: str) -> tuple[str, str]:
+    why = "the catalog of images names none of it"
+    if "docker" not in allowed(request):
+        why = "spec or policy allow no containers"
+    elif request.containers is None:
+        why = "this node has no container engine"
+    return "no-image", f"{name} runs as an image only, and {why}"
 
 
 def _problems(
@@ -192,7 +223,7 @@ def _problems(
         yield "kv-cache-dtype", f"{name} has no KV cache type {dtype}; it has {known}"
     yield from _argument_problems(request, engine, located)
     if located is None:
-        yield _not_found(name)
+        yield _not_found(name) if capabilities.native else _no_image(request, name)
 
 
 def _loading_problems(
@@ -215,12 +246,12 @@ def _loading_problems(
 def _argument_problems(request: PlanRequest, engine: Engine, located: Located | None) -> Iterator[tuple[str, str]]:
     """Arguments are an engine's own: with several engines, one that they suit is taken."""
     spec = request.spec
-    if located is not None and located.options is not None:
-        for flag in flags.unknown(spec.extra_args, located.options):
-            yield "options", flags.sentence(flag, located, engine.name)
-    if spec.extra_args:
+    if spec.extra_args:  # the adapter says what to do instead; an executable's list only that there is no such flag
         for violation in engine.check_extra_args(spec.extra_args):
             yield "arguments", f"{violation.field}: {violation.rule}"
+        if located is not None and located.options is not None:
+            for flag in flags.unknown(spec.extra_args, located.options):
+                yield "options", flags.sentence(flag, located, engine.name)
     for variable in chain(spec.environment, spec.secrets):
         if rule := engine.check_variable(variable):
             yield "arguments", f"{variable}: {rule}"
@@ -264,4 +295,5 @@ def _pooling_problem(request: PlanRequest, capabilities: Capabilities, profile: 
         return None
     flags = ", ".join(sorted(capabilities.pooling_flags))
     otherwise = f" (otherwise give {flags})" if flags else ""
-    return f"the model's file says pooling {pooling or 'nothing'}: it is not made for {task}{otherwise}"
+    says = f"says pooling {pooling}" if pooling else "names no pooling"
+    return f"the model's file {says}: it is not made for {task}{otherwise}"

@@ -59,10 +59,10 @@ def may_have(request: PlanRequest, name: str) -> bool:
 
 def ways(request: PlanRequest, engine: Engine) -> Ways:
     """Those of one engine, within what spec and policy allow."""
-    allowed, native = _allowed(request), request.located.get(engine.name)
-    found = [native] if native is not None and "process" in allowed else []
-    rejected = [*_not_native(request, engine, native, allowed)]
-    if "docker" in allowed and engine.container is not None and request.containers is not None:
+    may, native = allowed(request), request.located.get(engine.name)
+    found = [native] if native is not None and "process" in may and engine.capabilities.native else []
+    rejected = [*_not_native(request, engine, native, may)]
+    if "docker" in may and engine.container is not None and request.containers is not None:
         by_image = _Images(request, engine, engine.container, request.containers)
         images = list(by_image.ways())
         rejected += by_image.rejected
@@ -72,7 +72,8 @@ def ways(request: PlanRequest, engine: Engine) -> Ways:
     return Ways(tuple(found), tuple(rejected))
 
 
-def _allowed(request: PlanRequest) -> tuple[str, ...]:
+def allowed(request: PlanRequest) -> tuple[str, ...]:
+    """The runtimes that spec and policy leave."""
     asked, policy = _asked(request), request.policy.runtimes
     return tuple(
         [runtime for runtime in RUNTIMES if asked in {"auto", runtime} and (policy is None or runtime in policy)]
@@ -191,18 +192,18 @@ def runtime_reason(request: PlanRequest, engine: Engine, located: Located) -> Re
     if request.spec.image:
         return Reason("runtime", runtime, "from-spec", "the spec names an image")
     if located.image is not None:
-        return Reason("runtime", runtime, *_why_a_container(request, engine.name))
-    if engine.capabilities.native:
-        return Reason("runtime", runtime, "computed", "the engine runs natively")
-    return Reason("runtime", "docker", "computed", "the engine is published as an image only")
+        return Reason("runtime", runtime, *_why_a_container(request, engine))
+    return Reason("runtime", runtime, "computed", "the engine runs natively")
 
 
-def _why_a_container(request: PlanRequest, name: str) -> tuple[str, str]:
+def _why_a_container(request: PlanRequest, engine: Engine) -> tuple[str, str]:
     """A code and a sentence."""
-    policy, native = request.policy.runtimes, request.located.get(name)
+    name, policy, native = engine.name, request.policy.runtimes, request.located.get(engine.name)
     by = request.containers.engine if request.containers is not None else ""
     if policy is not None and "process" not in policy:
         return "from-policy", "the node policy allows nothing else"
+    if native is None and not engine.capabilities.native:
+        return "computed", f"{name} is published as an image only; {by} runs it"
     if native is None:
         return "computed", f"no executable of {name} was found on this node; {by} runs its image"
     if native.origin == "assumed":

@@ -39,9 +39,22 @@ async def planned(request: PlanRequest) -> Planned:
 def _accepted(answer: Plan, request: PlanRequest) -> Planned:
     policy, port = request.policy, request.spec.port
     host = policy.bind if answer.image is None else "0.0.0.0"  # noqa: S104 - of the container's own network
-    command = ENGINES[answer.engine].command(answer, host, port if isinstance(port, int) else policy.ports.first)
-    notes = tuple(dict.fromkeys(_notes(answer, request)))
-    return Planned(answer, None, command.argv, verdict=_verdict(answer, request), notes=notes)
+    engine, spec = ENGINES[answer.engine], request.spec
+    command = engine.command(answer, host, port if isinstance(port, int) else policy.ports.first)
+    environment = {**spec.environment, **command.environment}
+    if answer.image is not None and engine.container is not None:
+        from agent.supervision import container_launch  # noqa: PLC0415 - most nodes run no container
+
+        environment = container_launch.environment(answer, engine.container, environment)
+    return Planned(
+        answer,
+        None,
+        command.argv,
+        environment,
+        tuple(spec.secrets),
+        verdict=_verdict(answer, request),
+        notes=tuple(dict.fromkeys(_notes(answer, request))),
+    )
 
 
 def refused(answer: Refusal) -> Planned:

@@ -6,7 +6,8 @@ All methods raise `agent.errors.AgentError`s. A change returns only when it is d
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import field
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
@@ -61,6 +62,8 @@ class Planned:
     plan: Plan | None
     refusal: Diagnosis | None
     argv: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)  # that the command gets
+    secrets: tuple[str, ...] = ()  # names of variables that it gets too
     verdict: FitVerdict | None = None
     missing_bytes: int | None = None  # with a refusal: what the candidate that came closest lacks
     rejected: tuple[Rejected, ...] = ()  # with a refusal: every candidate, and why; a plan has its own

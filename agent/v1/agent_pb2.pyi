@@ -825,7 +825,14 @@ class PlanDeploymentRequest(_message.Message):
     def __init__(self, spec: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., hardware: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class PlanDeploymentResponse(_message.Message):
-    __slots__ = ("plan", "refusal", "argv", "verdict", "missing_bytes", "rejected", "remedies", "notes", "pools")
+    __slots__ = ("plan", "refusal", "argv", "verdict", "missing_bytes", "rejected", "remedies", "notes", "pools", "environment", "secrets")
+    class EnvironmentEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     PLAN_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     ARGV_FIELD_NUMBER: _ClassVar[int]
@@ -835,6 +842,8 @@ class PlanDeploymentResponse(_message.Message):
     REMEDIES_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
     POOLS_FIELD_NUMBER: _ClassVar[int]
+    ENVIRONMENT_FIELD_NUMBER: _ClassVar[int]
+    SECRETS_FIELD_NUMBER: _ClassVar[int]
     plan: _struct_pb2.Struct
     refusal: Diagnosis
     argv: _containers.RepeatedScalarFieldContainer[str]
@@ -844,7 +853,9 @@ class PlanDeploymentResponse(_message.Message):
     remedies: _containers.RepeatedScalarFieldContainer[str]
     notes: _containers.RepeatedScalarFieldContainer[str]
     pools: _containers.RepeatedCompositeFieldContainer[MemoryPool]
-    def __init__(self, plan: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refusal: _Optional[_Union[Diagnosis, _Mapping]] = ..., argv: _Optional[_Iterable[str]] = ..., verdict: _Optional[_Union[FitVerdict, str]] = ..., missing_bytes: _Optional[int] = ..., rejected: _Optional[_Iterable[_Union[Rejection, _Mapping]]] = ..., remedies: _Optional[_Iterable[str]] = ..., notes: _Optional[_Iterable[str]] = ..., pools: _Optional[_Iterable[_Union[MemoryPool, _Mapping]]] = ...) -> None: ...
+    environment: _containers.ScalarMap[str, str]
+    secrets: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, plan: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refusal: _Optional[_Union[Diagnosis, _Mapping]] = ..., argv: _Optional[_Iterable[str]] = ..., verdict: _Optional[_Union[FitVerdict, str]] = ..., missing_bytes: _Optional[int] = ..., rejected: _Optional[_Iterable[_Union[Rejection, _Mapping]]] = ..., remedies: _Optional[_Iterable[str]] = ..., notes: _Optional[_Iterable[str]] = ..., pools: _Optional[_Iterable[_Union[MemoryPool, _Mapping]]] = ..., environment: _Optional[_Mapping[str, str]] = ..., secrets: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RestartDeploymentRequest(_message.Message):
     __slots__ = ("name", "etag", "request_id")

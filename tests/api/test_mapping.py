@@ -227,9 +227,10 @@ def test_a_plan_is_sent_whole():
     limits = Limits(max_num_seqs=4, max_model_len=2048, kv_cache_dtype="f16", max_num_batched_tokens=512, threads=2)
     variant = Variant("file:/m", "/m", "gguf", "Q4", 1, "llama")
     plan = Plan("chat", 1, "chat", "chat", "x", "1", ("/bin/x",), "process", variant, (), limits, ())
-    message = outlook.planned(Planned(plan, None, ("/bin/x", "-c")))
+    message = outlook.planned(Planned(plan, None, ("/bin/x", "-c"), {"A": "1"}, ("KEY",)))
     assert struct_to_dict(message.plan)["limits"] == dataclasses.asdict(limits)
     assert list(message.argv) == ["/bin/x", "-c"]
+    assert (dict(message.environment), list(message.secrets)) == ({"A": "1"}, ["KEY"])
     assert not message.HasField("refusal")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import importlib.metadata
 import os
 import sys
 from pathlib import Path
@@ -104,6 +105,22 @@ async def test_a_digest_is_remembered_until_the_file_changes(
     os.utime(package / "m.gguf", ns=(1, 1))
     await fetch("package:demo_model/m.gguf", policy, seen.append)
     assert seen
+
+
+async def test_who_brought_a_package_is_mostly_told_by_its_name(
+    package: Path, policy: SourcePolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked() -> None:
+        raise AssertionError("all that is installed was read")
+
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", asked)
+    assert (await fetch("package:demo_model/m.gguf", policy, lambda _: None)).path == package / "m.gguf"
+
+
+async def test_a_package_may_come_from_a_distribution_of_another_name(package: Path, policy: SourcePolicy) -> None:
+    info = (package.parent / "demo_model-1.0.dist-info").rename(package.parent / "other_name-1.0.dist-info")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-name\nVersion: 1.0\n")
+    assert (await fetch("package:demo_model/m.gguf", policy, lambda _: None)).path == package / "m.gguf"
 
 
 async def test_a_damaged_record_of_digests_only_costs_time(package: Path, policy: SourcePolicy) -> None:

@@ -57,8 +57,7 @@ def test_a_given_socket_wins_over_the_variable(listening: Path) -> None:
 
 def test_the_variable_wins_over_the_users_daemon(tmp_path: Path, listening: Path, stale: Path) -> None:
     environ = user(tmp_path, control=listening) | {"AGENTD_SOCKET": str(stale)}
-    with pytest.raises(Unavailable, match=r"stale\.sock: nobody listens"):
-        connect.find(None, environ, change=False)
+    assert connect.find(None, environ, change=False) == stale
 
 
 def test_the_users_daemon_is_found_without_any_option(tmp_path: Path, listening: Path) -> None:
@@ -70,8 +69,23 @@ def test_the_users_daemon_is_found_without_any_option(tmp_path: Path, listening:
 def test_readers_and_only_they_fall_back_to_the_read_only_socket(tmp_path: Path, listening: Path, stale: Path) -> None:
     environ = user(tmp_path, control=stale, readonly=listening)
     assert connect.find(None, environ, change=False).name == "readonly.sock"
-    with pytest.raises(Unavailable, match=r"control\.sock: nobody listens there"):
-        connect.find(None, environ, change=True)
+    assert connect.find(None, environ, change=True).name == "control.sock"
+
+
+def test_where_several_are_there_and_nobody_listens_each_is_named(tmp_path: Path, stale: Path) -> None:
+    environ = user(tmp_path, control=stale, readonly=stale)
+    with pytest.raises(Unavailable, match=r"control\.sock: nobody listens there(.|\n)*readonly\.sock: nobody"):
+        connect.find(None, environ, change=False)
+
+
+@pytest.mark.parametrize("words", [("status",), ("wait", "chat")])
+def test_a_socket_that_a_killed_daemon_left_is_told_by_the_first_call(
+    invoke: Invoke, stale: Path, words: tuple[str, ...]
+) -> None:
+    done = invoke("--socket", stale, *words)
+    assert done.exit_code == Exit.UNREACHABLE
+    assert f"nobody listens at {stale}" in done.stderr
+    assert "hint: start it with `agentd`" in done.stderr
 
 
 @pytest.mark.skipif(Path("/run/llm-node-agent").exists(), reason="the system's daemon is installed here")

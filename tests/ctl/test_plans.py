@@ -54,7 +54,8 @@ ON_TWO: Plan = replace(
     limits=replace(PLAN.limits, gpu_memory_utilization=0.9, max_model_len=8192),
 )  # fmt: skip
 TWO = Planned(
-    ON_TWO, None, ("share", "serve", "Qwen/Qwen3-8B"), verdict=FitVerdict.FITS,
+    ON_TWO, None, ("share", "serve", "Qwen/Qwen3-8B"), {"SHARE_SEQS": "4", "NOTE": "two words"}, ("SHARE_KEY",),
+    verdict=FitVerdict.FITS,
     notes=("binary share: no executable was looked for",),
     pools=(
         Pool("host", "host memory", 512 * GIB, 12 * GIB, GIB),
@@ -120,6 +121,7 @@ def test_json_has_all_of_a_plan_and_of_a_refusal(ctl: Invoke) -> None:
     found = json.loads(ctl("plan", "qwen3-8b", "-o", "json").stdout)
     assert found["plan"]["capacity"]["kv_tokens"] == 881_152
     assert found["verdict"] == "FIT_VERDICT_FITS"
+    assert (found["environment"], found["secrets"]) == ({"NOTE": "two words", "SHARE_SEQS": "4"}, ["SHARE_KEY"])
     assert [pool["others_bytes"] for pool in found["pools"]] == [12 * GIB, 6 * GIB, 6 * GIB, 0]
     refused = json.loads(ctl("plan", "/large.gguf", "-o", "json").stdout)
     assert (refused["missing_bytes"], refused["remedies"]) == (3 * GIB, list(REFUSED.remedies))

@@ -43,6 +43,23 @@ def test_waiting_for_ready_ends_with_the_diagnosis_of_a_failure() -> None:
     assert failure.value.hint.startswith("lower limits.max_model_len")
 
 
+@pytest.mark.parametrize("started", [True, False])
+def test_a_failure_without_a_hint_offers_logs_only_where_something_ran(started: bool) -> None:
+    failed = replace(FAILED, instance=READY.instance if started else None, previous=None)
+    assert failed.diagnosis is not None
+    told = DeploymentFailed(message(replace(failed, diagnosis=replace(failed.diagnosis, hint="")))).hint
+    name = FAILED.name
+    assert ("agentctl logs" in told) == started
+    assert told.startswith(f"agentctl describe {name}; ")
+    assert told.endswith(f"then `agentctl restart {name}`")
+
+
+def test_a_hint_that_is_a_sentence_goes_on_without_its_stop() -> None:
+    assert FAILED.diagnosis is not None
+    failed = replace(FAILED, diagnosis=replace(FAILED.diagnosis, hint="Free the port."))
+    assert DeploymentFailed(message(failed)).hint == f"Free the port; then `agentctl restart {FAILED.name}`"
+
+
 def test_waiting_for_a_deleted_deployment_ends() -> None:
     with pytest.raises(NotFound, match="deleted meanwhile"):
         reached(Goal.STOPPED, moved(READY, phase=Phase.DELETED))

@@ -79,6 +79,15 @@ def test_a_model_comes_through_a_mirror_and_what_cannot_be_had_says_what_to_do(n
     assert (again.returncode, "failed before: it is tried again" in again.stderr) == (Exit.OK, True), again.stderr
 
 
+def test_a_mended_spec_is_not_told_the_failure_of_the_one_before(node: Daemon) -> None:
+    node.start()
+    missing = serve(node, "/nothing.gguf", "--name", "m")
+    mended = serve(node, str(node.model), "--name", "m", "--set", "limits.max_model_len=256")
+    assert (missing.returncode, mended.returncode) == (Exit.DEPLOYMENT_FAILED, Exit.OK), mended.stderr
+    assert "deployment m replaced" in mended.stderr
+    assert complete(node.get().endpoint)
+
+
 def test_what_does_not_fit_the_disk_is_refused_with_the_numbers(node: Daemon, hub: Hub) -> None:
     config = yaml.safe_load(node.config.read_text())
     node.config.write_text(yaml.safe_dump(config | {"fetch": {"disk_reserve_bytes": TOO_MUCH}}))

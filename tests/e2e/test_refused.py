@@ -106,6 +106,20 @@ def test_flags_are_refused_by_plans_and_by_dry_runs_alike(
     assert node.engines() == []
 
 
+def test_what_no_engine_takes_is_refused_before_it_is_stored(node: Daemon, client: Client) -> None:
+    for fields, field, works in (
+        ({"extra_args": ["--api-key", "x"]}, "extra_args[0]", "use `secrets`"),
+        ({"environment": {"CUDA_VISIBLE_DEVICES": "0"}}, "environment.CUDA_VISIBLE_DEVICES", "`devices` decides it"),
+    ):
+        with pytest.raises(InvalidArgument) as caught:
+            client.apply_deployment(node.spec("nobody", **{"engine": "auto", **fields}))
+        (violation,) = caught.value.violations
+        assert violation.field == field
+        assert works in violation.rule
+        assert "no engine takes it" in violation.rule
+    assert client.list_deployments() == []
+
+
 def test_a_models_own_code_runs_where_the_policy_names_the_model(node: Daemon, client: Client) -> None:
     asked = {"engine": "vllm", "extra_args": ["--trust-remote-code"]}
     answer = planned(client, f"{node.root}/trusted", "l40s", **asked)

@@ -85,6 +85,43 @@ def test_allowed_flags_pass_with_their_values() -> None:
     assert violations({"extra_args": ["*"]}, extra_args=["--temp", "-1", "--no-warmup"]) == {}
 
 
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        (
+            {"extra_args": ["--api-key", "x"]},
+            "extra_args[0]",
+            "llama.cpp: --api-key may not be given: a key would stand",
+        ),
+        ({"extra_args": ["--nonsense"]}, "extra_args[0]", "unknown flag --nonsense"),
+        ({"extra_args": ["--gpu-memory-utilization", "1"]}, "extra_args[0]", "`limits.gpu_memory_utilization` decides"),
+        (
+            {"extra_args": ["--tensor-parallel-size=2"]},
+            "extra_args[0]",
+            "vllm: --tensor-parallel-size may not be given",
+        ),
+        ({"environment": {"CUDA_VISIBLE_DEVICES": "0"}}, "environment.CUDA_VISIBLE_DEVICES", "`devices` decides it"),
+        ({"model": "gateway:a", "extra_args": ["--enforce-eager"]}, "extra_args[0]", "litellm: the gateway takes no"),
+    ],
+)
+def test_what_every_engine_refuses_is_refused_in_the_words_of_the_one_that_knows_it(
+    fields: dict[str, Any], field: str, words: str
+) -> None:
+    found = violations({"extra_args": ["*"]}, ENGINES, **fields)
+    assert list(found) == [field]
+    assert found[field].startswith("no engine takes it; ")
+    assert words in found[field]
+
+
+def test_with_several_engines_what_one_of_them_takes_is_admitted() -> None:
+    for flag in ("--enforce-eager", "--mlock", "--enable-torch-compile"):
+        assert violations({"extra_args": ["*"]}, ENGINES, extra_args=[flag]) == {}
+    assert violations(
+        {"engines": ["llama.cpp", "ollama"], "extra_args": ["*"]}, ENGINES, extra_args=["--enforce-eager"]
+    )
+    assert violations(None, ENGINES, environment={"LLAMA_ARG_MLOCK": "1"}) == {}  # vLLM does not read it
+
+
 def test_all_broken_rules_are_named_at_once() -> None:
     found = violations({"model_sources": []}, port=9000, extra_args=["--nope"])
 

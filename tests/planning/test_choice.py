@@ -311,10 +311,6 @@ def test_an_engine_that_is_not_here_is_no_candidate_and_is_not_even_imported() -
     assert missing["vllm"] == "not-found"
 
 
-def test_an_image_only_engine_is_planned_as_one() -> None:
-    assert made(ask(AWQ_8B, "l40s", engine="nim")).runtime == "docker"
-
-
 # Measurements
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.engines.base import Located
-from agent.engines.images import ImageRules, shipped
+from agent.engines.images import ImageRules, load, shipped
 from agent.hardware.simulated import parse
 from agent.planning.plan import Plan
 from agent.planning.request import Containers, PlanRequest
 from agent.status import DiagnosisCode
-from tests.planning.machines import ask, made, published, refused, sentence
+from tests.planning.machines import LOCATED, ask, made, published, refused, sentence
 
 AWQ_8B = published("Qwen/Qwen3-8B", "awq")
 GGUF_8B = published("Qwen/Qwen3-8B", "Q4_K_M")
@@ -157,6 +158,51 @@ def test_an_engine_without_images_in_the_catalog_gets_the_one_of_the_spec() -> N
     answer = made(question(AWQ_8B, "h100-sxm", engine="nim", image="nvcr.io/nim/qwen/qwen3-8b:1"))
     assert answer.image is not None
     assert answer.image.repository == "nvcr.io/nim/qwen/qwen3-8b"
+
+
+@pytest.mark.parametrize("located", [{}, LOCATED])  # this node, and a machine that is only described
+@pytest.mark.parametrize(
+    ("containers", "fields", "why"),
+    [
+        (DOCKER, {}, "the catalog of images names none of it"),
+        (None, {}, "this node has no container engine"),
+        (DOCKER, {"runtime": "process"}, "allow no containers"),
+    ],
+)
+def test_an_engine_that_is_an_image_only_is_not_planned_without_one(
+    located: dict[str, Located], containers: Containers | None, fields: dict[str, Any], why: str
+) -> None:
+    asked = question(AWQ_8B, "h100-sxm", containers=containers, located=located, engine="nim", **fields)
+    diagnosis = refused(asked).diagnosis
+    assert diagnosis.code == DiagnosisCode.IMAGE_MISSING
+    assert why in diagnosis.message
+    assert "catalog/engines.yaml" in diagnosis.hint
+
+
+def test_an_engine_that_is_an_image_only_is_planned_with_the_operators_image(tmp_path: Path) -> None:
+    own = tmp_path / "engines.yaml"
+    own.write_text(
+        "engines: {nim: [{repository: nvcr.io/nim/own, tag: '1', accelerators: [cuda], architectures: [amd64]}]}\n"
+    )
+    answer = made(question(AWQ_8B, "h100-sxm", containers=replace(DOCKER, catalog=load(own)), engine="nim"))
+    assert answer.image is not None
+    assert (answer.runtime, answer.image.name) == ("docker", "nvcr.io/nim/own:1")
+    assert sentence(answer, "runtime") == "nim is published as an image only; docker 28.2 runs it"
+
+
+def test_what_would_bring_an_engine_here_depends_on_what_the_model_is() -> None:
+    bare = refused(question(AWQ_8B, "h100-sxm", containers=None)).diagnosis
+    assert bare.code == DiagnosisCode.BINARY_MISSING
+    assert "run Docker or podman" in bare.hint
+    assert "name a GGUF variant of the model" in bare.hint
+
+    gguf = refused(question(GGUF_8B, "h100-sxm", containers=None)).diagnosis
+    assert "install llm-node-agent[embedded]" in gguf.hint
+    other = refused(question(GGUF_8B, "h100-sxm", containers=None, engine="ollama")).diagnosis
+    assert "engines.ollama.binary" in other.hint
+    assert "embedded" not in other.hint
+    native = refused(question(GGUF_8B, "cpu", containers=None, engine="lm-studio")).diagnosis
+    assert native.hint == "install it, or name it in engines.lm-studio.binary"
 
 
 @pytest.mark.parametrize(

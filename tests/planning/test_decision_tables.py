@@ -10,8 +10,9 @@ import pytest
 
 from agent.engines import ENGINES
 from agent.engines.base import Hardware
+from agent.engines.images import ImageRules, shipped
 from agent.planning.ranking import QUANTIZATIONS, Generation
-from agent.planning.request import DeviceState, Option
+from agent.planning.request import Containers, DeviceState, Option
 from agent.spec import Aim
 from tests.planning.machines import AWQ, FP8, LLAMA_405B, MISTRAL_24B, ask, counted, made, published, refused, sentence
 
@@ -226,17 +227,20 @@ def test_a_machine_without_devices_is_a_cpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "flags"),
+    ("engine", "image", "flags"),
     [
-        ("vllm", ("--enable-expert-parallel",)),
-        ("sglang", ("--ep-size", "8")),
-        ("tensorrt-llm", ("--ep_size", "8")),
-        ("nim", ("--enable-expert-parallel",)),
+        ("vllm", "", ("--enable-expert-parallel",)),
+        ("sglang", "", ("--ep-size", "8")),
+        ("tensorrt-llm", "", ("--ep_size", "8")),
+        ("nim", "nvcr.io/nim/qwen/qwen3-coder:1", ("--enable-expert-parallel",)),
     ],
 )
-def test_experts_whose_blocks_cannot_be_divided_are_whole_on_the_ranks(engine: str, flags: tuple[str, ...]) -> None:
+def test_experts_whose_blocks_cannot_be_divided_are_whole_on_the_ranks(
+    engine: str, image: str, flags: tuple[str, ...]
+) -> None:
     """2560 wide in blocks of 128: eight slices would be 320 wide."""
-    answer = made(ask(published(QWEN_CODER, "fp8-block"), "h100-sxm:8", engine=engine))
+    asked = ask(published(QWEN_CODER, "fp8-block"), "h100-sxm:8", engine=engine, image=image)
+    answer = made(replace(asked, containers=Containers(shipped(), ImageRules(), "docker 28.2")))
     argv = ENGINES[engine].command(answer, "127.0.0.1", 8000).argv
 
     assert (answer.placement.tensor, answer.placement.pipeline, answer.placement.experts) == (8, 1, True)

@@ -64,6 +64,14 @@ def test_another_engine_is_taken_where_one_version_lacks_the_flag() -> None:
     assert any(each.candidate == "llama.cpp" and "does not know --mirostat" in each.sentence for each in rejected)
 
 
+def test_what_the_adapter_says_of_a_flag_comes_before_what_the_executable_does_not_know() -> None:
+    asked = ask(GGUF, "cpu", located=located(OPTIONS - {"--api-key"}), extra_args=["--api-key", "x"],
+                policy={"extra_args": ["*"]})  # fmt: skip
+    rejected = {each.candidate: each for each in refused(asked).rejected}["llama.cpp"]
+    assert rejected.code == "arguments"
+    assert "use `secrets`" in rejected.sentence
+
+
 def test_the_embedded_launcher_knows_every_flag_that_the_agent_gives() -> None:
     plan = made(ask(GGUF, "cpu", located=located(spellings()), engine="llama.cpp"))
     argv = ENGINES["llama.cpp"].command(plan, "127.0.0.1", 1).argv

@@ -9,12 +9,13 @@ import pytest
 
 from agent.artifacts.base import SourcePolicy
 from agent.engines import ENGINES
+from agent.engines.images import ImageRules, shipped
 from agent.hardware.simulated import parse
 from agent.models.profile import Basis
 from agent.models.profiles import Profiles
 from agent.planning.amounts import free_memory
 from agent.planning.planner import assumed
-from agent.planning.request import DeviceState, Option, PlanRequest, Refusal
+from agent.planning.request import Containers, DeviceState, Option, PlanRequest, Refusal
 from agent.settings import FetchConfig, Policy
 from agent.spec import DeploymentSpec, parse_spec
 from agent.status import Diagnosis, DiagnosisCode
@@ -78,6 +79,28 @@ async def test_what_is_assumed_and_in_doubt_is_said(options: tuple[Option, ...])
     answer = await outlook.planned(request((bounded,), spec))
     assert "a bound" in answer.notes
     assert any("no executable was looked for" in note for note in answer.notes)
+
+
+async def test_what_the_command_gets_as_variables_is_told_and_of_secrets_the_names(options: tuple[Option, ...]) -> None:
+    extra = {"environment": {"OLLAMA_DEBUG": "1"}, "secrets": {"HTTPS_PROXY": {"env": "PROXY"}}}
+    limits = {"max_model_len": 8192, "max_num_seqs": 3}
+    answer = await outlook.planned(
+        request(options, parse_spec({**SPEC, "engine": "ollama", "limits": limits, **extra}))
+    )
+    assert {"OLLAMA_CONTEXT_LENGTH": "8192", "OLLAMA_NUM_PARALLEL": "3", "OLLAMA_DEBUG": "1"}.items() <= (
+        answer.environment.items()
+    )
+    assert answer.secrets == ("HTTPS_PROXY",)
+
+
+async def test_in_a_container_the_variables_are_the_containers(options: tuple[Option, ...]) -> None:
+    spec = parse_spec({**SPEC, "engine": "ollama", "runtime": "docker"})
+    asked = replace(request(options, spec), containers=Containers(shipped(), ImageRules(), "docker 28.2"))
+    answer = await outlook.planned(asked)
+    how = ENGINES["ollama"].container
+    assert how is not None
+    assert {**how.environment, **how.caches}.items() <= answer.environment.items()
+    assert answer.environment["OLLAMA_HOST"].startswith("0.0.0.0:")
 
 
 async def test_a_refusal_has_the_bytes_that_are_missing_and_every_remedy(options: tuple[Option, ...]) -> None:

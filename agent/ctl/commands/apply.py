@@ -19,12 +19,12 @@ from agent.ctl.values import plain
 from agent.errors import AgentError
 
 
-@options.with_examples
+@options.with_help
 @click.command()
-@click.option(
+@options.option(
     "-f", "--file", "files", multiple=True, required=True, metavar="FILE", help="A YAML file; - is standard input."
 )
-@click.option("--dry-run", is_flag=True, help="Let the daemon check everything, and change nothing.")
+@options.option("--dry-run", is_flag=True, help="Let the daemon check everything, and change nothing.")
 @options.waiting
 @options.output(wide=False)
 @options.connects(waits=True)

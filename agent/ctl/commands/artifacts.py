@@ -35,7 +35,7 @@ def artifact_names(command: options.Command) -> options.Command:
     return decorate(command)
 
 
-@options.with_examples
+@options.with_help
 @click.group(cls=Artifacts, subcommand_metavar="[ls] | COMMAND [ARGS]...")
 def artifacts() -> None:
     """Show the weights and engine images on this node, fetch weights, or make room.
@@ -49,7 +49,7 @@ def artifacts() -> None:
     """
 
 
-@options.with_examples
+@options.with_help
 @artifacts.command()
 @options.watch
 @options.output()
@@ -83,7 +83,7 @@ def ls(app: App, *, watch: bool, form: Format) -> None:
         click.echo(shown.disk(found.disk), err=True)
 
 
-@options.with_examples
+@options.with_help
 @artifacts.command()
 @click.argument("model", metavar="REF", shell_complete=options.complete_models)
 @options.output(wide=False)
@@ -129,7 +129,7 @@ def pull(app: App, *, model: str, form: Format) -> None:
         click.echo(f"{last.reference} is on this node: it lies outside of the cache")
 
 
-@options.with_examples
+@options.with_help
 @artifacts.command()
 @artifact_names
 @options.output(wide=False)
@@ -145,7 +145,7 @@ def pin(app: App, *, names: tuple[str, ...], form: Format) -> None:
     _each(client, names, client.pin_artifact, "is pinned", form)
 
 
-@options.with_examples
+@options.with_help
 @artifacts.command()
 @artifact_names
 @options.output(wide=False)
@@ -161,7 +161,7 @@ def unpin(app: App, *, names: tuple[str, ...], form: Format) -> None:
     _each(client, names, client.unpin_artifact, "is not pinned", form)
 
 
-@options.with_examples
+@options.with_help
 @artifacts.command()
 @artifact_names
 @options.output(wide=False)
@@ -186,10 +186,10 @@ def rm(app: App, *, names: tuple[str, ...], form: Format) -> None:
         emit({"removed": [plain(one) for one in done]}, form)
 
 
-@options.with_examples
+@options.with_help
 @artifacts.command()
-@click.option("--dry-run", is_flag=True, help="Only show what would go.")
-@click.option("--all", "everything", is_flag=True, help="All that nobody wants, however full the disk and new it is.")
+@options.option("--dry-run", is_flag=True, help="Only show what would go.")
+@options.option("--all", "everything", is_flag=True, help="All that nobody wants, however full the disk and new it is.")
 @options.output(wide=False)
 @options.connects()
 @click.pass_obj

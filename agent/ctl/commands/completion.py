@@ -8,7 +8,7 @@ from click.shell_completion import get_completion_class
 from agent.ctl import options
 
 
-@options.with_examples
+@options.with_help
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context

@@ -19,7 +19,7 @@ from agent.v1 import agent_pb2 as pb
 
 Scope = Literal["user", "system"]
 
-scope_option = click.option(
+scope_option = options.option(
     "--scope",
     type=click.Choice(["user", "system"]),
     default=lambda: "system" if os.geteuid() == 0 else "user",
@@ -34,7 +34,7 @@ _ORIGINS: Final[tuple[Column[pb.ConfigOrigin], ...]] = (
 )
 
 
-@options.with_examples
+@options.with_help
 @click.group()
 def config() -> None:
     """Show, check and describe the configuration.
@@ -44,10 +44,10 @@ def config() -> None:
     """
 
 
-@options.with_examples
+@options.with_help
 @config.command()
-@click.option("--origin", is_flag=True, help="Each value with the source that it came from.")
-@click.option("--local", is_flag=True, help="As agentd would read it if it started now; asks no daemon.")
+@options.option("--origin", is_flag=True, help="Each value with the source that it came from.")
+@options.option("--local", is_flag=True, help="As agentd would read it if it started now; asks no daemon.")
 @scope_option
 @options.output(wide=False)
 @options.connects()
@@ -72,10 +72,10 @@ def show(app: App, *, origin: bool, local: bool, scope: Scope, form: Format) -> 
         emit(values, Format.YAML)  # as one would write it into the file
 
 
-@options.with_examples
+@options.with_help
 @config.command()
 @click.argument("file", metavar="[FILE]", required=False)
-@click.option("--kind", type=click.Choice(["spec", "agentd"]), help="What FILE is. Default: told by its keys.")
+@options.option("--kind", type=click.Choice(["spec", "agentd"]), help="What FILE is. Default: told by its keys.")
 @scope_option
 @click.pass_obj
 def check(app: App, *, file: str | None, kind: str | None, scope: Scope) -> None:
@@ -99,7 +99,7 @@ def check(app: App, *, file: str | None, kind: str | None, scope: Scope) -> None
     click.echo(f"{file or f'configuration ({scope})'}: valid")
 
 
-@options.with_examples
+@options.with_help
 @config.command()
 @click.argument("kind", type=click.Choice(["spec", "agentd"]))
 def schema(*, kind: str) -> None:

@@ -20,7 +20,7 @@ EVENTS: Final = 10  # the last ones: what led here, on one screen
 CONTAINER: Final = 12  # of an id: as many digits as container engines show, and take
 
 
-@options.with_examples
+@options.with_help
 @click.command()
 @options.name
 @options.output(wide=False)

@@ -29,7 +29,7 @@ class Devices(click.Group):
         return super().parse_args(ctx, args)
 
 
-@options.with_examples
+@options.with_help
 @click.group(cls=Devices, subcommand_metavar="[list] [DEVICE] | COMMAND [ARGS]...")
 def devices() -> None:
     """Show the devices of this node, or take one out of use.
@@ -43,11 +43,11 @@ def devices() -> None:
     """
 
 
-@options.with_examples
+@options.with_help
 @devices.command("list")
 @click.argument("device", metavar="[DEVICE]", required=False, shell_complete=options.complete_devices)
-@click.option("--processes", is_flag=True, help="Also who holds memory of the devices, strangers included.")
-@click.option("--topology", is_flag=True, help="How the devices reach each other, as a matrix.")
+@options.option("--processes", is_flag=True, help="Also who holds memory of the devices, strangers included.")
+@options.option("--topology", is_flag=True, help="How the devices reach each other, as a matrix.")
 @options.watch
 @options.output()
 @options.connects()
@@ -82,10 +82,10 @@ def list_(app: App, *, device: str | None, processes: bool, topology: bool, watc
     show(view, view.ask(), form)
 
 
-@options.with_examples
+@options.with_help
 @devices.command()
 @device_argument
-@click.option("--reason", metavar="TEXT", required=True, help="Why, for those who find it quarantined.")
+@options.option("--reason", metavar="TEXT", required=True, help="Why, for those who find it quarantined.")
 @options.output(wide=False)
 @options.connects()
 @click.pass_obj
@@ -102,7 +102,7 @@ def quarantine(app: App, *, device: str, reason: str, form: Format) -> None:
     _tell(changed, f"device {changed.index} {short(changed.name)} is quarantined", form)
 
 
-@options.with_examples
+@options.with_help
 @devices.command()
 @device_argument
 @options.output(wide=False)

@@ -50,7 +50,7 @@ class Report:
     unreachable: str = ""
 
 
-@options.with_examples
+@options.with_help
 @click.command()
 @options.output(wide=False)
 @options.connects()

@@ -17,11 +17,11 @@ from agent.ctl.watching import follow as follow_changes
 from agent.v1 import agent_pb2 as pb
 
 
-@options.with_examples
+@options.with_help
 @click.command()
 @click.argument("name", metavar="[NAME]", default="", shell_complete=options.complete_names)
-@click.option("-f", "--follow", is_flag=True, help="Go on with new events, until Ctrl-C.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many of the newest.")
+@options.option("-f", "--follow", is_flag=True, help="Go on with new events, until Ctrl-C.")
+@options.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many of the newest.")
 @options.output()
 @options.connects()
 @click.pass_obj

@@ -25,11 +25,11 @@ def _flags(command: Any) -> Any:
     return with_flags((TASK, *WORKLOAD), command)
 
 
-@options.with_examples
+@options.with_help
 @click.command()
 @_flags
 @options.hardware
-@click.option("--all", "everything", is_flag=True, help="Also what does not fit, the nearest to it first.")
+@options.option("--all", "everything", is_flag=True, help="Also what does not fit, the nearest to it first.")
 @options.output()
 @options.connects()
 @click.pass_obj

@@ -17,7 +17,7 @@ from agent.ctl.values import plain
 EVENTS: Final = 50  # of `get events`: two screens; `agentctl events --limit` shows more
 
 
-@options.with_examples
+@options.with_help
 @click.command()
 @click.argument("what", metavar="[NAME | KIND [NAME]]", nargs=-1, shell_complete=options.complete_kinds_and_names)
 @options.output()

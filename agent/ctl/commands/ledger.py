@@ -45,7 +45,7 @@ class Ledger(click.Group):
         return super().parse_args(ctx, args)
 
 
-@options.with_examples
+@options.with_help
 @click.group(cls=Ledger, subcommand_metavar="[ls] | COMMAND [ARGS]...")
 def ledger() -> None:
     """Show what engines took of memory, against what formulas say; or carry it to another node.
@@ -60,7 +60,7 @@ def ledger() -> None:
     """
 
 
-@options.with_examples
+@options.with_help
 @ledger.command()
 @options.output()
 @options.connects()
@@ -82,7 +82,7 @@ def ls(app: App, *, form: Format) -> None:
         click.echo("nothing was measured yet: it is, when an engine becomes ready", err=True)
 
 
-@options.with_examples
+@options.with_help
 @ledger.command()
 @click.argument("file", metavar="[FILE]", default="-", type=click.Path(dir_okay=False))
 @options.connects()
@@ -107,7 +107,7 @@ def export(app: App, *, file: str) -> None:
     click.echo(f"{len(found)} measurements written to {file}", err=True)
 
 
-@options.with_examples
+@options.with_help
 @ledger.command("import")
 @click.argument("file", metavar="FILE")
 @options.output(wide=False)

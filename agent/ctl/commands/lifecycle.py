@@ -49,10 +49,10 @@ DELETE = Change(
 )  # fmt: skip
 
 
-@options.with_examples
+@options.with_help
 @click.command()
 @options.names
-@click.option("--ignore-missing", is_flag=True, help="A deployment that is not there is no error.")
+@options.option("--ignore-missing", is_flag=True, help="A deployment that is not there is no error.")
 @options.waiting
 @options.output(wide=False)
 @options.connects(waits=True)
@@ -69,7 +69,7 @@ def delete(app: App, *, names: tuple[str, ...], ignore_missing: bool, wait: bool
     _carry_out(app, DELETE, names, wait=timeout if wait else None, form=form, ignore_missing=ignore_missing)
 
 
-@options.with_examples
+@options.with_help
 @click.command()
 @options.names
 @options.waiting
@@ -87,7 +87,7 @@ def restart(app: App, *, names: tuple[str, ...], wait: bool, timeout: float, for
     _carry_out(app, RESTART, names, wait=timeout if wait else None, form=form)
 
 
-@options.with_examples
+@options.with_help
 @click.command()
 @options.names
 @options.waiting
@@ -105,7 +105,7 @@ def stop(app: App, *, names: tuple[str, ...], wait: bool, timeout: float, form: 
     _carry_out(app, STOP, names, wait=timeout if wait else None, form=form)
 
 
-@options.with_examples
+@options.with_help
 @click.command()
 @options.names
 @options.waiting

@@ -11,13 +11,15 @@ from agent.ctl.app import App
 from agent.ctl.names import suggesting
 
 
-@options.with_examples
+@options.with_help
 @click.command()
 @options.name
-@click.option("-f", "--follow", is_flag=True, help="Go on with new lines, over restarts, until Ctrl-C.")
-@click.option("--previous", is_flag=True, help="Of the instance before the present one.")
-@click.option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines. Default: all.")
-@click.option("--instance", metavar="ID", default="", help="Of one instance; `agentctl get instances NAME` lists them.")
+@options.option("-f", "--follow", is_flag=True, help="Go on with new lines, over restarts, until Ctrl-C.")
+@options.option("--previous", is_flag=True, help="Of the instance before the present one.")
+@options.option("--tail", type=click.IntRange(0), metavar="N", help="Only the last N lines. Default: all.")
+@options.option(
+    "--instance", metavar="ID", default="", help="Of one instance; `agentctl get instances NAME` lists them."
+)
 @options.connects()
 @click.pass_obj
 def logs(app: App, *, name: str, follow: bool, previous: bool, tail: int | None, instance: str) -> None:

@@ -18,7 +18,7 @@ from agent.ctl.values import plain
 from agent.v1 import agent_pb2 as pb
 
 
-@options.with_examples
+@options.with_help
 @click.command()
 @options.hardware
 @options.watch

@@ -20,14 +20,14 @@ from agent.ctl.values import plain
 from agent.errors import FailedPrecondition
 
 
-@options.with_examples
+@options.with_help
 @click.command()
 @click.argument("models", metavar="[MODEL|FILE]...", nargs=-1, shell_complete=options.complete_models)
-@click.option("-f", "--file", metavar="FILE", help="A spec instead of MODEL; - is standard input.")
+@options.option("-f", "--file", metavar="FILE", help="A spec instead of MODEL; - is standard input.")
 @spec_flags
 @options.hardware
-@click.option("--compare", is_flag=True, help="Two or more, side by side in one table.")
-@click.option("--explain", is_flag=True, help="Also each term and reason, and the alternatives that were rejected.")
+@options.option("--compare", is_flag=True, help="Two or more, side by side in one table.")
+@options.option("--explain", is_flag=True, help="Also each term and reason, and the alternatives that were rejected.")
 @options.output(wide=False, svg=True)
 @options.connects()
 @click.pass_obj

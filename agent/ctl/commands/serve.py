@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from typing import Any, Final
 
 import click
@@ -29,11 +27,11 @@ _CALLS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 }
 
 
-@options.with_examples
+@options.with_help
 @click.command()
 @click.argument("model", metavar="MODEL", shell_complete=options.complete_models)
 @spec_flags
-@click.option("--no-wait", is_flag=True, help="Return as soon as the daemon has accepted it.")
+@options.option("--no-wait", is_flag=True, help="Return as soon as the daemon has accepted it.")
 @options.wait_timeout
 @options.output(wide=False)
 @options.connects(waits=True)
@@ -75,6 +73,9 @@ def serve(
 
 def ready(deployment: pb.Deployment) -> str:
     """What to know of a deployment that has just become ready: where it is, and a call to try."""
+    import json  # noqa: PLC0415  (these two when the engine runs: until then they would be waited for)
+    import shlex  # noqa: PLC0415
+
     name, plan, spec = short(deployment.name), struct_to_dict(deployment.plan), struct_to_dict(deployment.spec)
     path, body = _CALLS.get(str(spec.get("task")), _CALLS["chat"])
     served = plan.get("model_name") or spec.get("served_name") or name

@@ -19,7 +19,7 @@ from agent.v1 import agent_pb2 as pb
 _TROUBLE: Final = frozenset({pb.PHASE_FAILED, pb.PHASE_BACKOFF, pb.PHASE_STUCK, pb.PHASE_UNREADY})
 
 
-@options.with_examples
+@options.with_help
 @click.command()
 @options.output()
 @options.watch

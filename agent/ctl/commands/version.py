@@ -12,7 +12,7 @@ from agent.ctl.versions import warn_if_different
 from agent.errors import Unavailable
 
 
-@options.with_examples
+@options.with_help
 @click.command()
 @options.output(wide=False)
 @options.connects()

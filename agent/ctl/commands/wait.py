@@ -13,10 +13,10 @@ from agent.ctl.values import plain
 from agent.ctl.watching import Goal, wait_for
 
 
-@options.with_examples
+@options.with_help
 @click.command()
 @options.name
-@click.option(
+@options.option(
     "--for",
     "goal",
     type=click.Choice(Goal, case_sensitive=False),
