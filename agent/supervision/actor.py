@@ -12,7 +12,6 @@ actions; cancelling the actor (`close`) ends the agent's own tasks and touches n
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
@@ -53,6 +52,7 @@ from agent.supervision.machine import Action, Goal, Observation, Rules
 from agent.supervision.preparation import PreparationError
 from agent.supervision.probing import Prober, Target
 from agent.supervision.services import Services
+from agent.supervision.tasks import Tasks
 
 log = structlog.get_logger(__name__)
 
@@ -115,7 +115,7 @@ class Actor:
         self._sought = False  # whether an earlier agent's instance exists is not known yet
         self._gathering = asyncio.Lock()
         self._inbox: asyncio.Queue[Observation | Update] = asyncio.Queue()
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks = Tasks(record.name)
         self._main: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -130,7 +130,7 @@ class Actor:
         """End the agent's tasks for this deployment. Its engine is not touched and is adopted by the next agent."""
         if self._timer:
             self._timer.cancel()
-        tasks = [task for task in (self._main, *self._tasks.values()) if task is not None]
+        tasks = [task for task in (self._main, *self._tasks) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -274,11 +274,11 @@ class Actor:
         """What comes with being in a phase, however it was reached: probes run exactly in PROBED phases."""
         if phase in PROBED:
             if "probe" not in self._tasks:
-                self._spawn("probe", self._probe(started=phase is not Phase.LOADING))
+                self._tasks.spawn("probe", self._probe(started=phase is not Phase.LOADING))
         else:
-            self._cancel("probe")
+            self._tasks.cancel("probe")
         if phase not in {Phase.STOPPING, Phase.STUCK}:
-            self._cancel("reap")
+            self._tasks.cancel("reap")
         if phase is Phase.READY and self.instance is not None and self.instance.ready_at is None:
             self.journal.note(ready_at=clock.wall(), granted_json=codec.dump_granted(self.granted))
             self._measure(self.instance)
@@ -290,18 +290,18 @@ class Actor:
         if self.plan is not None and self.handle is not None:
             path = launching.log_path(instance)
             seen = self.services.ledger.record(self.plan, instance.id, path, self.handle, self.granted)
-            self._spawn("measure", seen)
+            self._tasks.spawn("measure", seen)
 
     # Actions ------------------------------------------------------------------------------------------------------
 
     async def perform(self, action: Action) -> None:
         match action:
             case Action.CANCEL:
-                self._cancel("prepare")
+                self._tasks.cancel("prepare")
             case Action.PREPARE:
                 self._plan_again()
             case Action.FETCH:
-                self._spawn("prepare", self._fetch())
+                self._tasks.spawn("prepare", self._fetch())
             case Action.LAUNCH:
                 await self._launch()
             case Action.DRAIN:
@@ -316,7 +316,7 @@ class Actor:
                 await self._forget()
 
     def _plan_again(self) -> None:
-        self._cancel("prepare")
+        self._tasks.cancel("prepare")
         if self.plan is not None and self.plan.generation == self.record.generation:
             # The restart of a healthy engine must not wait for a new plan while files and policy are the same.
             size = self.services.preparation.still_valid(self.plan)
@@ -324,7 +324,7 @@ class Actor:
                 self.post(m.Planned(size, fetched=True))
                 return
         self.plan = None
-        self._spawn("prepare", self._prepare())
+        self._tasks.spawn("prepare", self._prepare())
 
     async def _prepare(self) -> None:
         try:
@@ -380,7 +380,7 @@ class Actor:
             self.post(m.Launched())
         # Only now: tidying up after the last run would compete with the start of this one.
         if ended is not None:
-            self._spawn(f"forget {ended.id}", launching.forget(ended, handle, dropped, services))
+            self._tasks.spawn(f"forget {ended.id}", launching.forget(ended, handle, dropped, services))
 
     @property
     def _was_healthy(self) -> bool:
@@ -411,7 +411,7 @@ class Actor:
         await asyncio.sleep(GIVE_WAY)
         await self._flush()
         services.fail("after-handle")
-        self._spawn("record", asyncio.to_thread(launching.write_record, launch.record, self.record))
+        self._tasks.spawn("record", asyncio.to_thread(launching.write_record, launch.record, self.record))
         return True
 
     def _begin(self, record: InstanceRecord) -> list[InstanceRecord]:
@@ -429,7 +429,7 @@ class Actor:
             await self.gather_log()
             self.on_exit(exit)
 
-        self._spawn("exit", watch())
+        self._tasks.spawn("exit", watch())
 
     def look_for(self, ask: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Find out, however long it takes to get an answer, what became of an earlier agent's instance."""
@@ -447,7 +447,7 @@ class Actor:
                     return
 
         self._sought = True
-        self._spawn("look", look())
+        self._tasks.spawn("look", look())
 
     async def gather_log(self) -> None:
         """See that the log has what the present instance wrote, where it does not write there itself."""
@@ -483,10 +483,10 @@ class Actor:
             await self._prober().drained()
             self.post(m.Drained())
 
-        self._spawn("drain", drain())
+        self._tasks.spawn("drain", drain())
 
     def _signal(self, sig: signal.Signals) -> None:
-        self._cancel("drain")
+        self._tasks.cancel("drain")
         handle = self.handle
         if handle is None:
             if not self._sought:
@@ -499,7 +499,7 @@ class Actor:
             except OSError as error:  # it is sent again when the time for the stop is over
                 log.warning("signal not sent", deployment=self.name, signal=sig.name, error=str(error))
 
-        self._spawn(f"signal {sig.name}", kill())
+        self._tasks.spawn(f"signal {sig.name}", kill())
 
     async def _reap(self) -> None:
         """The main process is gone; what else the instance left alive is killed, and waited for."""
@@ -519,7 +519,7 @@ class Actor:
         if gone:
             self.post(m.Gone())
         else:
-            self._spawn("reap", reap())
+            self._tasks.spawn("reap", reap())
 
     async def _all_gone(self) -> bool:
         """Whether no process of the instance is left, and its devices' memory is back; what is left is killed."""
@@ -634,7 +634,7 @@ class Actor:
             return
         self._set_condition(drift.untouched(self.services.runtime.remarks(self.handle)))
         if "gather" not in self._tasks:
-            self._spawn("gather", self.gather_log())
+            self._tasks.spawn("gather", self.gather_log())
 
     def _set_condition(self, judgement: drift.Judgement) -> None:
         old = self.conditions.get(judgement.type)
@@ -660,34 +660,3 @@ class Actor:
             asyncio.get_running_loop().call_later(STORE_RETRY, self.post, m.Woken())
             return False
         return True
-
-    # Tasks --------------------------------------------------------------------------------------------------------
-
-    def _spawn(self, key: str, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` beside the loop; one task per key. A task that dies of a bug says so, and the loop goes on."""
-        self._cancel(key)
-
-        async def guarded() -> None:
-            try:
-                await work
-            except Exception:
-                log.exception("task failed", deployment=self.name, task=key)
-                raise
-
-        task = asyncio.create_task(guarded(), name=f"{key} {self.name}")
-        self._tasks[key] = task
-        task.add_done_callback(lambda done: self._done(key, done, work))
-
-    def _done(self, key: str, task: asyncio.Task[None], work: Coroutine[Any, Any, None]) -> None:
-        work.close()  # of a task that was cancelled before its first step
-        if self._tasks.get(key) is task:
-            del self._tasks[key]
-        if not task.cancelled():
-            task.exception()  # retrieved: it was logged above
-
-    def _cancel(self, key: str) -> None:
-        task = self._tasks.pop(key, None)
-        if task is not None:
-            task.cancel()
-            with contextlib.suppress(asyncio.InvalidStateError):
-                task.exception() if task.done() and not task.cancelled() else None

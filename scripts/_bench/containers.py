@@ -18,9 +18,8 @@ from pathlib import Path
 
 import yaml
 
-from agent.runtimes import docker_config
+from agent.runtimes import docker_config, docker_engine
 from agent.runtimes.base import Container, Identity, LaunchRequest, Mount
-from agent.runtimes.docker_engine import Facts
 from scripts._bench.adoption import serving
 from scripts._bench.crash import answers
 from scripts._bench.figures import Figure, Sample, Target
@@ -114,9 +113,8 @@ def _always(place: Place, engine: Engine, port: int) -> Iterator[int]:
         container = Container(image, "127.0.0.1", other, mounts=(Mount(str(place.model), str(place.model)),),
                               read_only_root=True)  # fmt: skip
         request = LaunchRequest(Identity("bench", "m", 1, 1, "always"), tuple(argv), {}, place.root, place.root)
-        config = docker_config.created(
-            request, container, docker_config.Surroundings(Facts(podman=isinstance(engine, Podman)))
-        )
+        around = docker_config.Surroundings(docker_engine.Engine(str(engine.socket)).facts(devices=False))
+        config = docker_config.created(request, container, around)
         config["HostConfig"]["RestartPolicy"] = {"Name": "always"}
         id = api.create_container_from_config(config, "always")["Id"]
         api.start(id)

@@ -1,25 +1,29 @@
 """From `agentctl serve MODEL` to the first answer of the engine, with image and weights at hand, beside a direct launch
-of the same engine with the same arguments: natively, and in containers of dockerd and podman.
+of the same engine with the same arguments: natively, and in containers of dockerd and podman. The model is the random
+one that loads in no time, so that what is left is the agent's part; natively also the one that the quickstart serves.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import importlib.util
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
-from agent.runtimes import docker_config
+import yaml
+
+from agent.runtimes import docker_config, docker_engine
 from agent.runtimes.base import Container, Identity, LaunchRequest, Mount
-from agent.runtimes.docker_engine import Facts
 from scripts._bench import containers
 from scripts._bench.figures import Figure, Sample, Target
-from scripts._bench.place import Place, milliseconds_since
+from scripts._bench.place import ROOT, Place, milliseconds_since
 from tests.docker.parts import Docker, Engine, Missing, Podman
 from tests.harness import Daemon, free_port, wait_true
 
@@ -35,10 +39,28 @@ NAME = "m"
 #: Starts the engine with these arguments at once, and ends it when left.
 Launch = Callable[[list[str]], AbstractContextManager[object]]
 
+#: What the quickstart serves.
+EXAMPLE = ROOT / "configs/examples/smollm2.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What `agentctl serve` is asked for."""
+
+    model: str
+    runtime: str
+    settings: tuple[str, ...] = ("limits.max_num_seqs=1", "limits.max_model_len=256", "limits.threads=1")
+
 
 def measure(place: Place, *, quick: bool) -> list[Figure]:
     runs = QUICK_RUNS if quick else RUNS
-    figures = [_figure("natively", runs, place.node("serve"), "process", lambda argv: _native(place, argv))]
+
+    def native(argv: list[str]) -> AbstractContextManager[object]:
+        return _native(place, argv)
+
+    figures = [_figure("natively", runs, place.node("serve"), Asked(str(place.model), "process"), native)]
+    if (known := _known()) is not None:
+        figures.append(_figure("SmolLM2-135M, natively", runs, place.node("serve-known"), known, native))
     for kind in (Docker, Podman):
         with tempfile.TemporaryDirectory(prefix="b-", ignore_cleanup_errors=True) as name:
             engine = kind(Path(name))
@@ -46,9 +68,8 @@ def measure(place: Place, *, quick: bool) -> list[Figure]:
                 engine.start()
                 containers._build(engine)
                 node = containers._node(place, engine, "serve")
-                figures.append(
-                    _figure(f"in {engine.name}", runs, node, "docker", lambda argv: _contained(place, engine, argv))  # noqa: B023
-                )
+                with _contained(place, engine) as launch:
+                    figures.append(_figure(f"in {engine.name}", runs, node, Asked(str(place.model), "docker"), launch))
             except Missing as reason:
                 sys.stderr.write(f"bench: serving in {kind.name} is left out: {reason}\n")
             finally:
@@ -56,18 +77,28 @@ def measure(place: Place, *, quick: bool) -> list[Figure]:
     return figures
 
 
-def _figure(where: str, runs: int, node: Daemon, runtime: str, launch: Launch) -> Figure:
+def _known() -> Asked | None:
+    """The model of the quickstart, which `scripts/setup` brings with a package."""
+    spec = yaml.safe_load(EXAMPLE.read_text())
+    package = spec["model"].removeprefix("package:").partition("/")[0]
+    if importlib.util.find_spec(package) is None:
+        sys.stderr.write(f"bench: serving {spec['model']} is left out: {package} is not installed\n")
+        return None
+    return Asked(spec["model"], "process", tuple(f"limits.{name}={value}" for name, value in spec["limits"].items()))
+
+
+def _figure(where: str, runs: int, node: Daemon, asked: Asked, launch: Launch) -> Figure:
     own, direct = [], []
     node.start()
     try:
-        argv, port = _warm(node, runtime)
+        argv, port = _warm(node, asked)
         for _ in range(runs):
             other = free_port()
             words = [str(other) if word == str(port) else word for word in argv]
             began = time.monotonic_ns()
             with launch(words):
                 direct.append(_answered(other, began))
-            own.append(_served(node, runtime, port))
+            own.append(_served(node, asked, port))
     finally:
         node.cleanup()
     target = Target(f"at most {TIMES} x the direct launch", TIMES * Sample.of(direct).median)
@@ -75,9 +106,9 @@ def _figure(where: str, runs: int, node: Daemon, runtime: str, launch: Launch) -
     return Figure(PART, what, "ms", Sample.of(own), {"direct launch": Sample.of(direct)}, target)
 
 
-def _warm(node: Daemon, runtime: str) -> tuple[list[str], int]:
+def _warm(node: Daemon, asked: Asked) -> tuple[list[str], int]:
     """The command that the agent gives the engine, and the port, which it will give it again."""
-    with _serving(node, runtime):
+    with _serving(node, asked):
         pass
     instance = node.get(NAME).instance
     assert instance.pid, "the engine's process is not seen"
@@ -86,22 +117,21 @@ def _warm(node: Daemon, runtime: str) -> tuple[list[str], int]:
     return argv, instance.port
 
 
-def _served(node: Daemon, runtime: str, port: int) -> float:
+def _served(node: Daemon, asked: Asked, port: int) -> float:
     """Milliseconds."""
     began = time.monotonic_ns()
-    with _serving(node, runtime):
+    with _serving(node, asked):
         took = _answered(port, began)
     _delete(node)
     return took
 
 
 @contextlib.contextmanager
-def _serving(node: Daemon, runtime: str) -> Iterator[None]:
+def _serving(node: Daemon, asked: Asked) -> Iterator[None]:
     """Until the command has ended, which waits until its deployment is ready."""
-    settings = ["limits.max_num_seqs=1", "limits.max_model_len=256", "limits.threads=1"]
-    command = [str(Path(sys.executable).with_name("agentctl")), "--socket", str(node.control), "serve", str(node.model),
-               "--name", NAME, "--engine", "llama.cpp", "--runtime", runtime]  # fmt: skip
-    command += [word for each in settings for word in ("--set", each)]
+    command = [str(Path(sys.executable).with_name("agentctl")), "--socket", str(node.control), "serve", asked.model,
+               "--name", NAME, "--engine", "llama.cpp", "--runtime", asked.runtime]  # fmt: skip
+    command += [word for each in asked.settings for word in ("--set", each)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         yield
         if process.wait(WAIT_SECONDS) != 0:
@@ -139,21 +169,26 @@ def _native(place: Place, argv: list[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _contained(place: Place, engine: Engine, argv: list[str]) -> Iterator[None]:
-    """A container that is made as the agent makes its own, by two calls."""
-    port = int(argv[argv.index("--port") + 1])
+def _contained(place: Place, engine: Engine) -> Iterator[Launch]:
+    """Launches in containers that are made as the agent makes its own, by two calls."""
+    around = docker_config.Surroundings(docker_engine.Engine(str(engine.socket)).facts(devices=False))
     with engine.client() as api:
         image = next(
             each["Id"] for each in api.images() if any("llama-server" in tag for tag in each["RepoTags"] or ())
         )
         image = image if image.startswith("sha256:") else f"sha256:{image}"
-        mounts = (Mount(str(place.model), str(place.model)),)
-        container = Container(image, "127.0.0.1", port, mounts=mounts, read_only_root=True)
-        request = LaunchRequest(Identity("bench", NAME, 1, 1, "direct"), tuple(argv), {}, place.root, place.root)
-        around = docker_config.Surroundings(Facts(podman=isinstance(engine, Podman)))
-        id = api.create_container_from_config(docker_config.created(request, container, around), "direct")["Id"]
-        api.start(id)
-        try:
-            yield
-        finally:
-            api.remove_container(id, force=True)
+
+        @contextlib.contextmanager
+        def launch(argv: list[str]) -> Iterator[None]:
+            port = int(argv[argv.index("--port") + 1])
+            mounts = (Mount(str(place.model), str(place.model)),)
+            container = Container(image, "127.0.0.1", port, mounts=mounts, read_only_root=True)
+            request = LaunchRequest(Identity("bench", NAME, 1, 1, "direct"), tuple(argv), {}, place.root, place.root)
+            id = api.create_container_from_config(docker_config.created(request, container, around), "direct")["Id"]
+            api.start(id)
+            try:
+                yield
+            finally:
+                api.remove_container(id, force=True)
+
+        yield launch
