@@ -162,9 +162,8 @@ class DockerRuntime:
     async def _adopt_again(self, identity: Identity, before: Box, directory: str) -> Adopted | Ended | None:
         """The agent died between recording that the container of the run `before` is to be started again, and recording
         that it was; or it made a new one after all."""
-        made = await self._inspect(identity.instance)
-        if made is not None:
-            return await self._adopt_found(made, docker_state.box(made, directory))
+        if (made := await self._adopt_made(identity, directory)) is not None:
+            return made
         found = await self._inspect(before.id)
         if found is None or not _is_of(found, identity, before):
             return None
@@ -176,9 +175,13 @@ class DockerRuntime:
     async def _adopt_unrecorded(self, identity: Identity, directory: str) -> Adopted | Ended | None:
         """The agent died between recording the intent and recording the handle."""
         try:
-            found = await self._inspect(identity.instance)
+            return await self._adopt_made(identity, directory)
         except (Silent, Refused):
             return Adopted(Handle(NAME, Box(identity.instance, identity.instance, "", directory).data()))
+
+    async def _adopt_made(self, identity: Identity, directory: str) -> Adopted | Ended | None:
+        """What was made for this instance."""
+        found = await self._inspect(identity.instance)
         if found is None or docker_config.identity_of(found["Config"].get("Labels")) != identity:
             return None
         return await self._adopt_found(found, docker_state.box(found, directory))

@@ -13,12 +13,14 @@ from typing import Any
 from agent.runtimes import docker_config, docker_refusals
 from agent.runtimes.base import Container, LaunchError, LaunchRequest
 from agent.runtimes.docker_config import NETWORK
-from agent.runtimes.docker_engine import ACT_SECONDS, ASK_SECONDS, Engine, Refused
+from agent.runtimes.docker_engine import ACT_SECONDS, ASK_SECONDS, GREET_SECONDS, Engine, Refused, Silent
 from agent.status import DiagnosisCode
 
 #: How long the port of an instance that has just ended may stay taken: podman holds it until it has tidied up.
 PORT_SECONDS = 3.0
 _PORT_PAUSE = 0.02
+#: After it there is time left to see whether the engine hangs, or only this start: hooks ask the driver of a sick GPU.
+START_SECONDS = ACT_SECONDS - GREET_SECONDS
 #: What podman calls a container that has ended and still has its network; without it, it is "exited".
 _ENDED_CONNECTED = "stopped"
 
@@ -79,7 +81,7 @@ class Maker:
         remade = False
         while True:
             try:
-                self._engine.ask(lambda api: api.start(id), ACT_SECONDS)
+                self._engine.ask(lambda api: api.start(id), START_SECONDS)
                 found: dict[str, Any] = self._engine.ask(lambda api: api.inspect_container(id))
             except Refused as refusal:
                 said = str(refusal)
@@ -90,6 +92,9 @@ class Maker:
                     time.sleep(_PORT_PAUSE)
                 else:
                     raise docker_refusals.launch_error(said, container) from refusal
+            except Silent:
+                self._engine.greet()
+                raise docker_refusals.never_started(START_SECONDS, container) from None
             else:
                 return found
 

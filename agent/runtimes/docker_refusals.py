@@ -94,6 +94,15 @@ def launch_error(said: str, container: Container) -> LaunchError:
     return LaunchError(f"the container engine refuses: {said[:600]}")
 
 
+def never_started(seconds: float, container: Container) -> LaunchError:
+    """The engine answers, and yet this start does not end."""
+    message = f"the container engine answers, but did not start the container within {seconds:g} s"
+    if not container.gpus and not container.device_files:
+        return LaunchError(message)
+    hint = "`nvidia-smi` and the kernel's log show whether a driver hangs"
+    return LaunchError(f"{message}: the driver of a device may hang", DiagnosisCode.DEVICE_FAILED, hint)
+
+
 def _end(said: str) -> str:
     """The cause: what the outermost part says comes first, and the innermost last."""
     return said if len(said) <= 300 else f"… {said[-300:]}"

@@ -157,6 +157,9 @@ class Watch:
         for id in tuple(self.unwanted):
             try:
                 self._engine.ask(methodcaller("remove_container", id, v=True, force=True))
+            except Silent:  # all of it, or only what it asks for this one: a shim, a sick device's driver
+                self._engine.greet()
+                break
             except Refused as refusal:
                 if not refusal.missing:
                     _log.warning("container not removed", container=id, error=str(refusal))

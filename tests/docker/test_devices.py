@@ -1,11 +1,12 @@
 """Containers with devices: real daemon, container engines, registry and engine; what is played is the hardware alone.
 
 The NVML double is the driver. What gives a GPU to a container is a CDI specification of the test's, whose device nodes
-are those of /dev/null; or programs in the place of NVIDIA's runtime and hook (tests/docker/parts.py).
+are those of /dev/null; or programs in the place of NVIDIA's runtime and hook (tests/docker/device_parts.py).
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -19,14 +20,18 @@ import pytest
 import yaml
 
 from agent.references import ImageReference
+from agent.runtimes import docker_making
+from agent.runtimes.base import LaunchError
 from agent.v1 import agent_pb2 as pb
 from tests.docker.conftest import running, unavailable
-from tests.docker.parts import CdiDocker, Engine, Line, Missing, NvidiaDocker, Old, OtherDocker, OtherHost, Podman
-from tests.docker.runtime_bench import ContainerBench
+from tests.docker.device_parts import CdiDocker, NvidiaDocker, Old, OtherDocker, OtherHost
+from tests.docker.parts import Engine, Line, Missing, Podman
+from tests.docker.runtime_bench import ContainerBench, make
 from tests.docker.test_serving import COMMAND, Node, plan_of
 from tests.hardware.trees import plant
 from tests.harness import PHASE, complete, wait_true
 from tests.nvml.double import GIB, NvmlDouble
+from tests.runtimes.contract import nothing
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -369,6 +374,28 @@ def test_a_podman_that_passes_over_requests_for_gpus_is_given_no_plan_with_them(
     assert "podman 4." in diagnosis.message
     assert "podman 5.4 or newer" in diagnosis.message
     assert [node.holders(uuid) for uuid in node.gpus] == [set(), set()]
+
+
+async def test_a_start_that_hangs_in_the_driver_is_told_from_a_container_engine_that_hangs(
+    nvidia: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(nvidia.engine, NvidiaDocker)
+    nvidia.knows("GPU-00000000-1")
+    monkeypatch.setattr(docker_making, "START_SECONDS", 1.0)
+    monkeypatch.setattr(docker_making, "ACT_SECONDS", 1.0)
+    bench = make(nvidia.engine, nvidia.engine.tools_image(), tmp_path)
+    request = bench.request("/bin/sh", "-c", "")
+    assert request.container is not None
+    request = replace(request, container=replace(request.container, gpus=("GPU-00000000-1",)))
+    try:
+        with nvidia.engine.stuck(), pytest.raises(LaunchError, match="the driver of a device may hang") as refused:
+            await bench.runtime.launch(request, nothing)
+        assert refused.value.code == "device_failed"
+        async with asyncio.timeout(30):
+            while await bench.runtime.find_all(bench.node):
+                await asyncio.sleep(0.1)
+    finally:
+        await bench.close()
 
 
 async def test_device_files_reach_an_engine_that_is_not_root_by_the_groups_that_own_them(

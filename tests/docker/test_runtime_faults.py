@@ -16,6 +16,8 @@ import pytest
 
 from agent.runtimes.base import Adopted, Ended, LaunchError
 from agent.runtimes.docker import DockerRuntime
+from agent.runtimes.docker_engine import ASK_SECONDS
+from agent.runtimes.docker_watch import LIST_SECONDS
 from agent.status import ExitStatus
 from tests.docker.conftest import running as engine_running
 from tests.docker.parts import Docker, Engine
@@ -231,6 +233,29 @@ async def test_what_a_hanging_engine_could_not_remove_is_removed_later(bench: Co
             return False
 
     await eventually(nothing_left)
+
+
+async def test_a_container_that_cannot_be_removed_makes_no_silent_engine(docker_bench: ContainerBench) -> None:
+    """Its shim hangs, and each attempt with it; the engine answers everybody else."""
+    bench = docker_bench
+    stuck = await bench.sh(SLEEP)
+    status = Path(f"/proc/{stuck.handle.data['pid']}/status").read_text()
+    shim = int(next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:")))
+    os.kill(shim, signal.SIGSTOP)
+    try:
+        await bench.runtime.forget(stuck.handle, stuck.directory)
+        before = len(bench.told.said)
+        await asyncio.sleep(2 * (LIST_SECONDS + ASK_SECONDS))
+        assert False not in {status for status, *_ in bench.told.said[before:]}
+        assert len(bench.told.said) > before
+        await bench.sh("echo others start")
+    finally:
+        os.kill(shim, signal.SIGCONT)
+    await eventually(lambda: is_gone(bench, stuck))
+
+
+async def is_gone(bench: ContainerBench, running: Running) -> bool:
+    return running.identity not in await bench.runtime.find_all(bench.node)
 
 
 # the engine dies

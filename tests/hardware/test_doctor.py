@@ -134,6 +134,8 @@ def disk(purpose: str, free: int) -> Inventory:
     return replace(HEALTHY, disks=(Disk(purpose, f"/{purpose}", "ext4", 100 * GIB, free),))
 
 
+#: Numbers and "all" name no device of a plan.
+NUMBERED = ContainerRuntime("podman", "", "5.4", cdi_devices=("nvidia.com/gpu=0", "nvidia.com/gpu=all"))
 #: Fault, the machine with it, the check that says so, its level, words of its message, words of its remedy.
 FAULTS: list[tuple[str, Inventory, str, FindingLevel, str, str]] = [
     ("no driver", undriven("DriverNotLoaded", "an NVIDIA GPU is at 0000:1b:00.0"), "nvidia-driver", ERROR,
@@ -168,6 +170,8 @@ FAULTS: list[tuple[str, Inventory, str, FindingLevel, str, str]] = [
      WARNING, "neither the nvidia runtime nor CDI", "nvidia-ctk runtime configure"),
     ("podman without GPUs", replace(HEALTHY, containers=(ContainerRuntime("podman", "", "5.4"),)), "container-gpus",
      WARNING, "podman 5.4 has neither", "nvidia-ctk cdi generate"),
+    ("a specification without UUIDs", replace(HEALTHY, containers=(NUMBERED,)), "container-gpus", WARNING,
+     "nor CDI devices by UUID", "nvidia-ctk cdi generate"),
     ("a cache disk that is low", disk("cache", 19 * GIB), "disk-space", WARNING, "less than 20.0 GiB",
      "directories.cache"),
     ("a state disk that is low", disk("state", GIB - 1), "disk-space", WARNING, "1024 MiB free of 100.0 GiB",
