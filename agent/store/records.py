@@ -31,7 +31,7 @@ class DeploymentRecord:
 
 @frozen
 class InstanceRecord:
-    """One run. Written before the launch (handle_json empty, or that of the run before, whose container is to be started
+    """One run. Written before the launch (handle_json empty, or that of the run before, whose container is started
     again), right after it, at READY, and at its end."""
 
     id: str
