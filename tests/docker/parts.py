@@ -23,7 +23,7 @@ import tarfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,6 @@ TOOLS = ("sh", "cat", "dd", "echo", "id", "kill", "mkdir", "setsid", "sleep", "t
 
 class Missing(Exception):
     """Why a part cannot be had here."""
-
-
-class Old(Exception):
-    """Why the part that is here cannot do it; a newer one can."""
 
 
 def wait(check: Callable[[], Any], what: str, timeout: float = 30.0) -> Any:
@@ -242,124 +238,6 @@ class Docker(Engine):
                 group.rmdir()
 
 
-class OtherDocker(Docker):
-    """One on another host."""
-
-    def __init__(self, root: Path, host: OtherHost) -> None:
-        super().__init__(root)
-        self.host = host
-
-    def command(self) -> list[str | Path]:
-        return [*self.host.prefix, *super().command()]
-
-
-class CdiDocker(Docker):
-    """One that reads CDI specifications from a folder of its own."""
-
-    def __init__(self, root: Path) -> None:
-        settings = root / "daemon.json"
-        super().__init__(root, "--config-file", str(settings))
-        self.specifications = root / "cdi"
-
-    def command(self) -> list[str | Path]:
-        if self.version() < (25,):
-            raise Old("CDI needs Docker 25 or newer")
-        self.specifications.mkdir(exist_ok=True)
-        settings = {"features": {"cdi": True}, "cdi-spec-dirs": [str(self.specifications)]}
-        (self.root / "daemon.json").write_text(json.dumps(settings))
-        return super().command()
-
-
-class NvidiaDocker(Docker):
-    """One with NVIDIA's runtime, here its default one, and with NVIDIA's hook, if `hook`: what `nvidia-ctk runtime
-    configure --set-as-default` makes of it. Both say what they were asked for, in `asked`; neither needs a driver."""
-
-    def __init__(self, root: Path, *, hook: bool = True) -> None:
-        self.programs = root / "bin"
-        runtime = self.programs / "nvidia-container-runtime"
-        super().__init__(root, "--add-runtime", f"nvidia={runtime}", "--default-runtime", "nvidia")
-        self.asked = root / "asked"
-        self.known = root / "known"  # the UUIDs that the driver knows, a line each
-        self.hook = hook
-
-    def environment(self) -> dict[str, str]:
-        return {**super().environment(), "PATH": f"{self.programs}:{os.environ['PATH']}"}
-
-    def command(self) -> list[str | Path]:
-        self.programs.mkdir(exist_ok=True)
-        self._program("nvidia-container-runtime", NVIDIA_RUNTIME)
-        if self.hook:
-            self._program("nvidia-container-runtime-hook", NVIDIA_HOOK)
-        return super().command()
-
-    def _program(self, name: str, text: str) -> None:
-        (self.programs / name).write_text(
-            f"#!{sys.executable}\nASKED, KNOWN = {str(self.asked)!r}, {str(self.known)!r}\n{text}"
-        )
-        (self.programs / name).chmod(0o755)
-
-
-#: It does with a container what NVIDIA's does where no hook was asked for: it would give it what its variable names.
-NVIDIA_RUNTIME = """
-import json, os, pathlib, sys
-if "create" in sys.argv:
-    bundle = next((each.partition("=")[2] for each in sys.argv if each.startswith("--bundle=")), "")
-    bundle = bundle or sys.argv[sys.argv.index("--bundle") + 1]
-    env = json.loads(pathlib.Path(bundle, "config.json").read_text())["process"]["env"]
-    visible = [each.partition("=")[2] for each in env if each.startswith("NVIDIA_VISIBLE_DEVICES=")]
-    with open(ASKED, "a") as asked:
-        asked.write("runtime " + ",".join(dict.fromkeys(visible)) + "\\n")
-os.execvp("runc", ["runc", *sys.argv[1:]])
-"""
-
-#: The device nodes come into the container's own /dev, in its mount namespace and before its root is changed.
-NVIDIA_HOOK = """
-import json, pathlib, subprocess, sys
-state = json.load(sys.stdin)
-config = json.loads(pathlib.Path(state["bundle"], "config.json").read_text())
-variables = dict(each.split("=", 1) for each in config["process"]["env"])
-visible, known = variables["NVIDIA_VISIBLE_DEVICES"], pathlib.Path(KNOWN).read_text().split()
-with open(ASKED, "a") as asked:
-    asked.write(f"hook {visible} {variables['NVIDIA_DRIVER_CAPABILITIES']}\\n")
-for uuid in visible.split(","):
-    if uuid not in known:
-        sys.exit(f"nvidia-container-cli: device error: {uuid}: unknown device")
-    node = f"{config['root']['path']}/dev/nvidia{int(uuid.split('-')[1], 16)}"
-    enter = ["nsenter", "--target", str(state["pid"]), "--mount"]
-    subprocess.run([*enter, "mknod", "--mode=666", node, "c", "1", "3"], check=True)
-"""
-
-
-class OtherHost:
-    """What this host would be with other hardware: a mount namespace in which the folders `sys` and `dev` of `tree` are
-    laid over the host's own. Who is started by `prefix` is in there."""
-
-    def __init__(self, tree: Path) -> None:
-        enter = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "sh", "-ec", OTHER_HOST, "sh", str(tree)]
-        self._process = subprocess.Popen(enter, stdout=subprocess.PIPE)
-        assert self._process.stdout is not None
-        if self._process.stdout.readline() != b"ready\n":
-            raise Missing("this host lets nobody mount one folder over another")
-        self.prefix = ("nsenter", f"--mount=/proc/{self._process.pid}/ns/mnt", "--wdns=/")
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-
-#: What is mounted below the two is brought back, for a mount hides what is below it.
-OTHER_HOST = """
-for place in sys/fs/cgroup dev/pts dev/shm; do
-    mkdir -p "$1/kept/$place"
-    mount --rbind "/$place" "$1/kept/$place"
-done
-for place in sys dev; do mount -t overlay overlay -o "lowerdir=$1/$place:/$place" "/$place"; done
-for place in sys/fs/cgroup dev/pts dev/shm; do mount --rbind "$1/kept/$place" "/$place"; done
-echo ready
-exec sleep infinity
-"""
-
-
 class Podman(Engine):
     """podman's service of the Docker Engine API."""
 
@@ -508,8 +386,7 @@ def engine_image(folder: Path) -> Path:
     shutil.copytree(next(engine.parent.glob("xllamacpp-*.dist-info")), root / "engine/engine/xllamacpp.dist-info")
     shutil.copy(ROOT / "agent/embedded/llama_server.py", root / "engine/engine/llama_server.py")
     objects = [python, *engine.rglob("*.so*"), *(library / "lib-dynload").glob("*.so")]
-    linked = subprocess.run(["ldd", *objects], capture_output=True, text=True, check=False, timeout=60).stdout
-    for name in {python, *(Path(word) for word in linked.split() if word.startswith("/") and ":" not in word)}:
+    for name in {python, *shared_objects(objects)}:
         if not name.is_relative_to(engine) and not name.is_relative_to(engine.parent):
             target = root / f"python{name}"
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -524,6 +401,50 @@ def engine_image(folder: Path) -> Path:
         f'ENTRYPOINT ["{python}", "/engine/llama_server.py"]\n'
     )
     return root
+
+
+def shared_objects(objects: Iterable[Path]) -> set[Path]:
+    """What the loader needs for these."""
+    command: list[str | Path] = ["ldd", *objects]
+    linked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60).stdout
+    return {Path(word) for word in linked.split() if word.startswith("/") and ":" not in word}
+
+
+def import_vllm(engine: Docker, script: Path, name: str) -> None:
+    """Make the image `name` out of the virtual environment with this `vllm`, each file where it is here. What its users
+    see is as in the maker's image for CPUs (docker/Dockerfile.cpu): root, the environment on PATH, `vllm serve`."""
+    environment = script.parent.parent
+    python = (script.parent / "python").resolve()
+    asked: list[str | Path] = [python, "-c", "import sysconfig; print(sysconfig.get_paths()['stdlib'])"]
+    library = Path(subprocess.run(asked, capture_output=True, text=True, check=True, timeout=30).stdout.strip())
+    tool = Path(shutil.which("lscpu") or "/usr/bin/lscpu")  # vLLM asks it for the cores
+    objects = [python, tool, *environment.rglob("*.so*"), *(library / "lib-dynload").glob("*.so")]
+    needed = {tool, *(found for found in shared_objects(objects) if not found.is_relative_to(environment))}
+    links = (link for link in python.parent.iterdir() if link.resolve() == python)
+    command = [
+        "docker", "--host", f"unix://{engine.socket}", "import",
+        "--change", f"ENV PATH={script.parent}:/usr/bin:/bin", "--change", f"ENV VIRTUAL_ENV={environment}",
+        "--change", 'ENTRYPOINT ["vllm", "serve"]', "-", name,
+    ]  # fmt: skip
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as importing,
+        tarfile.open(fileobj=importing.stdin, mode="w|") as tar,
+    ):
+        folder = tarfile.TarInfo("tmp")
+        folder.type, folder.mode = tarfile.DIRTYPE, 0o1777
+        tar.addfile(folder)
+        shell = tarfile.TarInfo("bin/sh")
+        shell.type, shell.linkname = tarfile.SYMTYPE, "busybox"
+        tar.addfile(shell)
+        tar.add("/bin/busybox", "bin/busybox")
+        for path in (environment, *links):
+            tar.add(path)
+        tar.add(library, filter=lambda entry: None if "/site-packages/" in entry.name else entry)
+        tar.dereference = True
+        for path in needed:
+            tar.add(path)
+    if importing.returncode != 0:
+        raise AssertionError(f"{command}: {importing.returncode}")
 
 
 def random_image(folder: Path, *layers: int) -> Path:
