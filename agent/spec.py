@@ -208,7 +208,7 @@ class LivenessProbe(_HealthProbe):
 
 
 class InferenceProbe(Strict):
-    """One token for real, only while the engine is idle: finds engines whose health answers while generation hangs."""
+    """One token for real, while the engine is idle or seems stuck: finds those whose health answers for ever."""
 
     enabled: Annotated[bool, Field(description="Whether it runs. true: a hung context answers health for ever.")] = True
     period_seconds: Annotated[
@@ -220,6 +220,11 @@ class InferenceProbe(Strict):
     idle_seconds: Annotated[
         float, Seconds(0), Field(description="Idle time before it runs. 60: clients at work are proof enough.")
     ] = 60.0
+    stall_seconds: Annotated[
+        float,
+        Seconds(0),
+        Field(description="Time without progress of requests in flight before it runs. 1800: above any long prompt's."),
+    ] = 1800.0
     failure_threshold: Annotated[
         int, Field(ge=1, le=1000, description="Failures in a row that mean a hang. 3: three minutes without a token.")
     ] = 3

@@ -1,7 +1,7 @@
 """Probes one running instance and posts what it sees; it decides nothing.
 
 Three kinds of loops: until the startup probe passes; then health (readiness and liveness, one request when
-they are the same); then a real inference, only while the engine is idle.
+they are the same); then a real inference, only while the engine is idle, or has requests and no progress with them.
 """
 
 from __future__ import annotations
@@ -154,24 +154,35 @@ class Prober:
 
     async def _inference(self) -> None:
         """One token for real, so that an engine whose health answers while generation hangs is found out."""
-        settings, work, idle_since = self._target.probes.inference, None, clock.now()
+        settings, work = self._target.probes.inference, None
+        idle_since = stalled_since = clock.now()
         while True:
             await clock.beat(settings.period_seconds, clock.now())
             activity = await self._activity()
             if activity is None:
                 continue
-            if activity.running or activity.waiting or activity.work != work:
-                work, idle_since = activity.work, clock.now()
-            if clock.now() - idle_since < settings.idle_seconds:
+            busy, moved, now = bool(activity.running or activity.waiting), activity.work != work, clock.now()
+            work = activity.work
+            if busy or moved:
+                idle_since = now
+            if moved or not busy:
+                stalled_since = now
+            stalled = now - stalled_since >= settings.stall_seconds
+            if now - idle_since < settings.idle_seconds and not stalled:
                 continue
             reply = await self._ask(
                 self._target.engine.inference_probe(self._target.plan), timeout=settings.timeout_seconds
             )
             passed = reply.status == 200
             after = await self._activity()
+            moved = after is not None and after.work != work
             work = after.work if after is not None else None  # the probe's own token is no client's work
-            if not passed and after is not None and (after.running or 0) + (after.waiting or 0) > 1:
+            if passed:
+                stalled_since = clock.now()
+            elif after is not None and (after.running or 0) + (after.waiting or 0) > 1 and (moved or not stalled):
                 continue  # clients came meanwhile and were served first: that is no hang
+            else:  # what it was asked just now may be counted as in flight for ever
+                stalled_since = clock.now() - settings.stall_seconds
             detail = "" if passed else f"HTTP {reply.status}: {reply.body[:200]}"
             self._post(Probed(ProbeKind.INFERENCE, Verdict.PASS if passed else Verdict.FAIL, detail))
 
