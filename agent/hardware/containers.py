@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from agent import podman
 from agent.hardware import sysfs
 from agent.hardware.inventory import ContainerRuntime
 
@@ -26,8 +27,6 @@ DEADLINE = 2.0
 #: An answer that is longer is none: /info has some 10 KiB.
 _LONGEST = 4 * 1024**2
 _CDI_FOLDERS = ("/etc/cdi", "/var/run/cdi")
-#: The first podman that gives CDI devices to containers which are made by Docker's API; older ones pass over them.
-_PODMAN_CDI = (5, 4)
 
 
 def containers(
@@ -154,7 +153,7 @@ def _left(until: float) -> float:
 
 def _cdi(name: str, version: str, info: dict[str, Any], root: Path) -> tuple[str, ...]:
     """Docker from 28.2 says what it found; older ones where they look, if CDI is switched on. podman always looks."""
-    if name == "podman" and tuple(map(int, re.findall(r"\d+", version)[:2])) < _PODMAN_CDI:
+    if name == "podman" and not podman.takes_cdi(version):
         return ()
     listed = info.get("DiscoveredDevices")
     if isinstance(listed, list) and listed:

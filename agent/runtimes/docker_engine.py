@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agent import podman
 from agent.frozen import frozen
 
 _T = TypeVar("_T")
@@ -23,9 +24,6 @@ _T = TypeVar("_T")
 THREADS = 8
 #: Seconds for a greeting, for a question, and for what makes the engine work: a start mounts layers, sets up devices.
 GREET_SECONDS, ASK_SECONDS, ACT_SECONDS = 2.0, 4.0, 30.0
-
-#: The first podman that does not silently pass over device requests (pkg/api/handlers/compat/containers_create.go).
-_PODMAN_CDI = (5, 4)
 
 
 class Silent(TimeoutError):
@@ -113,7 +111,7 @@ class Engine:
         """For threads. Asks only for `devices`, and not podman, whose version tells as much and comes at once."""
         self.ask(str)  # which greets
         if self._podman:
-            return Facts(podman=self._podman, takes_cdi=_version_numbers(self._podman) >= _PODMAN_CDI)
+            return Facts(podman=self._podman, takes_cdi=podman.takes_cdi(self._podman))
         info = self.ask(lambda api: api.info()) if devices else {}
         return Facts(runtimes=frozenset(info.get("Runtimes") or ()), takes_cdi=bool(info.get("CDISpecDirs")))
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from agent.v1 import agent_pb2 as pb
+from tests.e2e.launched import UNLOADABLE, is_deleted_while_it_loads, own_folder, says_why_it_does_not_load
 from tests.engines.lm_studio_double import install
 from tests.harness import Daemon, daemon, gone, wait_true
 
@@ -35,7 +36,7 @@ def apply(node: Daemon, **fields: Any) -> None:
 
 
 def home(deployment: pb.Deployment, node: Daemon) -> Path:
-    return node.root / "state" / "instances" / deployment.instance.name.rpartition("/")[2] / "tmp" / "lms" / ".lmstudio"
+    return own_folder(deployment, node) / "lms" / ".lmstudio"
 
 
 def post(deployment: pb.Deployment, path: str, body: dict[str, object]) -> str:
@@ -90,25 +91,13 @@ def test_it_is_adopted_replaced_and_ended_with_what_leads_sessions_of_its_own(no
 
 
 def test_a_model_that_does_not_load_ends_the_daemon_and_says_why(node: Daemon) -> None:
-    apply(node.start(), environment={"LOAD_FAILS": "unable to load model: unknown model architecture: 'nosuch'"})
-
-    failed = node.wait(phase="failed")
-
-    assert failed.diagnosis.code == "model_unsupported"
-    assert failed.diagnosis.evidence.startswith("Error: ")
-    wait_true(lambda: not node.engines(), what="nothing is left")
+    apply(node.start(), environment=UNLOADABLE)
+    says_why_it_does_not_load(node)
 
 
 def test_a_deletion_in_the_middle_of_a_load_leaves_nothing(node: Daemon) -> None:
     apply(node.start(), environment={"LOAD_SECONDS": "600"})
-    loading = node.wait(phase="loading")
-    wait_true((home(loading, node).parent / "load.log").exists)
-
-    with node.client() as client:
-        client.delete_deployment("m")
-
-    wait_true(lambda: not node.engines(), what="nothing is left")
-    assert gone(loading.instance.pid)
+    is_deleted_while_it_loads(node, lambda d: home(d, node).parent / "load.log")
 
 
 class TestBesideAnOperatorsOwn:

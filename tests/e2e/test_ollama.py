@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from agent.v1 import agent_pb2 as pb
-from tests.harness import Daemon, daemon, gone, wait_true
+from tests.e2e.launched import UNLOADABLE, is_deleted_while_it_loads, own_folder, says_why_it_does_not_load
+from tests.harness import Daemon, daemon, wait_true
 
 DOUBLE = Path(__file__).parents[1] / "engines" / "ollama_double.py"
 
@@ -28,7 +29,7 @@ def apply(node: Daemon, **fields: Any) -> None:
 
 
 def store(deployment: pb.Deployment, node: Daemon) -> Path:
-    return node.root / "state" / "instances" / deployment.instance.name.rpartition("/")[2] / "tmp" / "ollama"
+    return own_folder(deployment, node) / "ollama"
 
 
 def asked(deployment: pb.Deployment, node: Daemon) -> list[str]:
@@ -66,22 +67,10 @@ def test_it_is_adopted_replaced_and_ended_as_every_engine_is(node: Daemon) -> No
 
 
 def test_a_model_that_does_not_load_ends_the_server_and_says_why(node: Daemon) -> None:
-    apply(node.start(), environment={"LOAD_FAILS": "unable to load model: unknown model architecture: 'nosuch'"})
-
-    failed = node.wait(phase="failed")
-
-    assert failed.diagnosis.code == "model_unsupported"
-    assert failed.diagnosis.evidence.startswith("Error: ")
-    wait_true(lambda: not node.engines(), what="nothing is left")
+    apply(node.start(), environment=UNLOADABLE)
+    says_why_it_does_not_load(node)
 
 
 def test_a_deletion_in_the_middle_of_a_load_leaves_nothing(node: Daemon) -> None:
     apply(node.start(), environment={"LOAD_SECONDS": "600"})
-    loading = node.wait(phase="loading")
-    wait_true((store(loading, node) / "requests").exists)
-
-    with node.client() as client:
-        client.delete_deployment("m")
-
-    wait_true(lambda: not node.engines(), what="nothing is left")
-    assert gone(loading.instance.pid)
+    is_deleted_while_it_loads(node, lambda d: store(d, node) / "requests")
