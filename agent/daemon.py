@@ -117,6 +117,7 @@ async def _serve(node: Node, stop: asyncio.Event) -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+    node.rehearse()
     tasks = [asyncio.create_task(upkeep.run()), asyncio.create_task(_feed_watchdog(node, upkeep))]
     stopping = asyncio.create_task(stop.wait())
     try:

@@ -206,6 +206,12 @@ class Node:
         else:
             self.conditions.set("StateHealthy", False, "StateReadOnly", self.store.problem)
 
+    def rehearse(self) -> None:
+        """Do, while nobody waits, what the first deployment would wait for."""
+        from agent.supervision import rehearsal
+
+        self._spawn(rehearsal.rehearse(self._preparation, lambda: self._held(""), lambda: not len(self.registry)))
+
     async def close(self) -> None:
         """End the agent's own work. No engine is touched: the next agent adopts them."""
         await self.device_registry.feed.close()
