@@ -25,6 +25,9 @@ from agent.supervision.machine import LoadMoved, Observation, Probed
 PROGRESS_PERIOD = 1.0
 #: A startup probe waits this long (seconds): a loading engine answers at once or not at all.
 STARTUP_TIMEOUT = 5.0
+#: The first pause between startup probes (seconds), and how many times the one before each is, up to the period: so the
+#: end of a short load is noticed late by a third of it at most.
+FIRST_PAUSE, LONGER = 0.02, 1.3
 
 
 @frozen
@@ -79,8 +82,7 @@ class Prober:
         detail = ""
         async with asyncio.TaskGroup() as group:
             progress = group.create_task(self._watch_progress())
-            # The first looks come quickly: a small model loads within a fraction of the period.
-            pause = min(0.02, period)
+            pause = min(FIRST_PAUSE, period)
             while True:
                 reply = await self._ask(probe, STARTUP_TIMEOUT)
                 problem = await self._confirm(reply)
@@ -90,7 +92,7 @@ class Prober:
                     detail = problem
                     self._post(Probed(ProbeKind.STARTUP, Verdict.UNKNOWN, detail))
                 await asyncio.sleep(pause)
-                pause = min(pause * 2, period)
+                pause = min(pause * LONGER, period)
             progress.cancel()
         self._post(Probed(ProbeKind.STARTUP, Verdict.PASS))
 
