@@ -71,6 +71,7 @@ def created(request: LaunchRequest, container: Container, around: Surroundings) 
         "StopSignal": container.stop_signal.name,
         "StopTimeout": STOP_SECONDS,
         "User": container.user,
+        "Healthcheck": {"Test": ["NONE"]},  # the image's own asks the image's port: llama.cpp's would never be healthy
         "HostConfig": {
             "RestartPolicy": {"Name": "no"},
             "Init": True,

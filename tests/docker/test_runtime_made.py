@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,23 @@ async def test_an_image_keeps_its_own_entry_point_where_that_is_wanted(bench: Co
 
     await bench.exit(running)
     assert await bench.output(running) == "from the image: and from us\n"
+
+
+async def test_an_image_does_not_judge_the_health_of_what_runs_in_it(bench: ContainerBench) -> None:
+    """llama.cpp's asks at port 8080, whatever port the engine was given."""
+    assert bench.engine is not None
+    check = {"Test": ["CMD", "/bin/false"], "Interval": 10**9, "Retries": 1}
+    with bench.engine.client() as api:
+        base = api.create_container(bench.image, "/bin/true")["Id"]
+        image = api.commit(base, conf={"Healthcheck": check})["Id"]
+        api.remove_container(base)
+        image = image if image.startswith("sha256:") else f"sha256:{image}"
+        if not isinstance(bench.engine, Podman):  # which takes no such setting with a commit
+            assert api.inspect_image(image)["Config"]["Healthcheck"] == check
+
+    running = await bench.launch(changed(bench.request("/bin/sh", "-c", "sleep 1000"), image=image))
+
+    assert not (inspected(bench, running)["State"].get("Health") or {}).get("Status")
 
 
 @pytest.mark.parametrize(
@@ -342,7 +360,7 @@ async def test_nothing_is_imported_and_nothing_opened_before_the_first_call(tmp_
         "print('docker' in sys.modules, 'requests' in sys.modules, threading.active_count())"
     )
     process = await asyncio.create_subprocess_exec(
-        "python", "-c", code, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": "."}
+        sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": "."}
     )
     output, _ = await process.communicate()
     assert output.decode().split() == ["False", "False", "1"]
