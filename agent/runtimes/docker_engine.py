@@ -62,6 +62,7 @@ class Engine:
         self._pool: ThreadPoolExecutor | None = None
         self._api_version = ""  # of the last greeting
         self._podman = ""  # its version
+        self.broken = 0  # how many connections: behind the next one may be an engine that was started anew
 
     async def run(self, work: Callable[[], _T], deadline: float) -> _T:
         """`work`, which asks by `ask`, in a thread. What was not begun within `deadline` seconds never is."""
@@ -158,6 +159,7 @@ class Engine:
         if client is not None:
             self._local.client = None
             self._api_version = ""
+            self.broken += 1
             self._clients.remove(client)
             client.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ class Maker:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._lock = threading.Lock()
-        self._networked = False
+        self._networked = -1  # the engine's `broken` when the network was looked at
         self._executables: set[tuple[str, str]] = set()  # (image's id, path): what an image holds never changes
 
     def config(self, request: LaunchRequest, container: Container) -> dict[str, Any]:
@@ -45,14 +46,13 @@ class Maker:
         """The id of a container that is made, and not started."""
         config = self.config(request, container)
         try:
-            if not self._networked:
-                self._make_network()
+            self._make_network()
             try:
                 id = self._create(config, request.identity.instance)
             except Refused as refusal:
                 if not docker_refusals.lacks_network(str(refusal)):
                     raise
-                self._make_network()  # somebody removed it
+                self._make_network(again=True)  # somebody removed it
                 id = self._create(config, request.identity.instance)
         except Refused as refusal:
             raise docker_refusals.launch_error(str(refusal), container) from refusal
@@ -81,13 +81,14 @@ class Maker:
         remade = False
         while True:
             try:
+                self._make_network()
                 self._engine.ask(lambda api: api.start(id), START_SECONDS)
                 found: dict[str, Any] = self._engine.ask(lambda api: api.inspect_container(id))
             except Refused as refusal:
                 said = str(refusal)
                 if docker_refusals.lacks_network(said) and not remade:
                     remade = True
-                    self._make_network()
+                    self._make_network(again=True)
                 elif docker_refusals.port_taken(said) and time.monotonic() < until:
                     time.sleep(_PORT_PAUSE)
                 else:
@@ -110,14 +111,22 @@ class Maker:
         made = self._engine.ask(lambda api: api.create_container_from_config(config, name), ACT_SECONDS)
         return str(made["Id"])
 
-    def _make_network(self) -> None:
-        """A bridge of ours, without IPv6: whatever is set as default for others does not reach engines."""
+    def _make_network(self, *, again: bool = False) -> None:
+        """A bridge of ours, without IPv6: whatever is set as default for others does not reach engines. Once for each
+        start of the engine, or `again`."""
         labels = {docker_config.LABEL: "network"}
         with self._lock:  # dockerd makes two of the same name if it is asked twice at once
+            broken = self._engine.broken
+            if self._networked == broken and not again:
+                return
             known = [each for each in self._engine.ask(lambda api: api.networks(names=[NETWORK])) if _is_ours(each)]
             for extra in known[1:]:  # two agents, at the same instant
                 with contextlib.suppress(Refused):  # in use
                     self._engine.ask(methodcaller("remove_network", extra["Id"]))
+            if known and self._haunted(known[0]["Id"]):
+                with contextlib.suppress(Refused):  # in use
+                    self._engine.ask(methodcaller("remove_network", known[0]["Id"]), ACT_SECONDS)
+                    known = []
             if not known:
                 try:
                     self._engine.ask(
@@ -129,7 +138,18 @@ class Maker:
                 except Refused as refusal:
                     if not docker_refusals.already(str(refusal)):
                         raise
-            self._networked = True
+            self._networked = broken
+
+    def _haunted(self, id: str) -> bool:
+        """Whether more is connected than containers: dockerd, killed while it starts one, leaves that one's end of the
+        network behind, and later gives its address to another, which nobody can reach then. Not known (no) where the
+        bridge is none of this host's."""
+        try:
+            connected = os.listdir(f"/sys/class/net/br-{id[:12]}/brif")  # noqa: PTH208 - names are enough
+        except OSError:
+            return False
+        found = self._engine.ask(methodcaller("inspect_network", id))
+        return len(connected) > len(found.get("Containers") or ())
 
     def _check_executable(self, id: str, image: str, path: str) -> None:
         """The init, not the engine, is what the container's start executes: it would only end with status 127."""

@@ -112,6 +112,7 @@ class Watch:
             began = time.monotonic()
             with contextlib.suppress(Silent, Refused):
                 self._engine.ask(self._events, None)
+            self._engine.broken += 1
             pause = REOPEN_SECONDS if time.monotonic() - began > pause else min(2 * pause, REOPEN_MOST_SECONDS)
             self._stop.wait(pause)
 

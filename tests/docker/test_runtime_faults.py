@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import itertools
 import os
 import signal
+import socket
+import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -363,3 +368,57 @@ async def test_twenty_containers_are_adopted_whatever_happened_to_some_of_them(d
         else:
             assert isinstance(how, Ended)
             assert how.exit.code == 7
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@contextmanager
+def left_behind(network: dict[str, Any]) -> Iterator[Path]:
+    """What dockerd leaves when it is killed while it starts a container: a namespace on the network, with the address
+    and the hardware address that the next container is given."""
+    space, address = f"left{os.getpid()}", ipaddress.ip_network(network["IPAM"]["Config"][0]["Subnet"])
+    first = address[2]  # behind the gateway
+    run("ip", "netns", "add", space)
+    try:
+        run("ip", "link", "add", space, "type", "veth", "peer", "name", "eth0", "netns", space)
+        run("ip", "link", "set", space, "master", f"br-{network['Id'][:12]}", "up")
+        for words in (
+            f"link set eth0 address 02:42:{first.packed.hex(':')}",
+            f"addr add {first}/{address.prefixlen} dev eth0",
+            "link set eth0 up",
+        ):
+            run("ip", "-n", space, *words.split())
+        yield Path("/sys/class/net", space, "master")
+    finally:
+        run("ip", "netns", "del", space)
+
+
+@pytest.mark.parametrize("who", ["the next agent", "the same one"])
+async def test_what_a_killed_engine_left_on_the_network_takes_nobodys_address(
+    docker_bench: ContainerBench, who: str
+) -> None:
+    bench = docker_bench
+    assert bench.engine is not None
+    await bench.exit(await bench.launch(bench.request("/bin/sh", "-c", "true")))  # so there is the network
+    (network,) = as_somebody(bench, lambda api: api.networks(names=["llm-node-agent"]))
+    with left_behind(network) as connected:
+        assert connected.exists()
+        request = bench.request("/bin/sh", "-c", "")
+        assert request.container is not None
+        port = request.container.port
+        served = replace(request, argv=("/bin/busybox", "httpd", "-f", "-p", str(port), "-h", "/"))
+        if who == "the same one":
+            bench.engine.kill()
+            bench.engine.start()
+        await (bench.runtime if who == "the same one" else bench.again()).launch(served, nothing)
+
+        def answers() -> bool:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2) as client:
+                client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                return client.recv(4) == b"HTTP"
+            return False
+
+        await eventually(answers)  # which may be soon or late with two of one address
+        assert not connected.exists()
