@@ -154,6 +154,23 @@ def diagnose(exit_status: ExitStatus, log_tail: str) -> Diagnosis:
     return by_status(exit_status, evidence) or by_log(SIGNATURES, log_tail) or unexplained(exit_status, evidence)
 
 
+def launched(
+    exit_status: ExitStatus,
+    log_tail: str,
+    *,
+    signatures: Sequence[Signature],
+    telling: re.Pattern[str],
+    last_word: str,
+    failed: str,
+) -> Diagnosis:
+    """As `diagnose`, of a server that a launcher ends when it does not serve the model. Then there is the launcher's
+    `last_word` in the log, the exit status says nothing, and what no signature explains has `failed`."""
+    evidence = last_line(log_tail, telling)
+    if last_word in log_tail and not exit_status.oom_killed:
+        return by_log(signatures, log_tail) or Diagnosis(DiagnosisCode.CRASHED, failed, evidence)
+    return by_status(exit_status, evidence) or by_log(signatures, log_tail) or unexplained(exit_status, evidence)
+
+
 def by_log(signatures: Sequence[Signature], log_tail: str) -> Diagnosis | None:
     """As `find`, and when it was that a device's memory ran out."""
     found = find(signatures, log_tail)

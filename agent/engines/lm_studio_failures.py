@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from agent.engines.llama_cpp_failures import SIGNATURES as OF_LLAMA_CPP
-from agent.engines.signatures import Signature, by_status, find, last_line, unexplained
+from agent.engines.llama_cpp_failures import launched
+from agent.engines.signatures import Signature
 from agent.status import Diagnosis, DiagnosisCode, ExitStatus
 
 SIGNATURES: tuple[Signature, ...] = (
@@ -60,8 +61,7 @@ _TELLING = re.compile(r"^Error|error|Failed to|terminate called|GGML_ASSERT", re
 
 def diagnose(exit_status: ExitStatus, log_tail: str) -> Diagnosis:
     """Why it ended unasked."""
-    evidence = last_line(log_tail, _TELLING)
-    if ENDED_BY_LAUNCHER in log_tail and not exit_status.oom_killed:
-        unknown = Diagnosis(DiagnosisCode.CRASHED, "LM Studio could not be made to serve the model", evidence)
-        return find(SIGNATURES, log_tail) or unknown
-    return by_status(exit_status, evidence) or find(SIGNATURES, log_tail) or unexplained(exit_status, evidence)
+    return launched(
+        exit_status, log_tail, signatures=SIGNATURES, telling=_TELLING, last_word=ENDED_BY_LAUNCHER,
+        failed="LM Studio could not be made to serve the model",
+    )  # fmt: skip

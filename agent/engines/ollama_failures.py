@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from agent.engines.llama_cpp_failures import SIGNATURES as OF_LLAMA_CPP
-from agent.engines.llama_cpp_failures import by_log
-from agent.engines.signatures import Signature, by_status, last_line, unexplained
+from agent.engines.llama_cpp_failures import launched
+from agent.engines.signatures import Signature
 from agent.status import Diagnosis, DiagnosisCode, ExitStatus
 
 SIGNATURES: tuple[Signature, ...] = (
@@ -61,8 +61,7 @@ _TELLING = re.compile(r"level=ERROR|^Error: |panic: |error|terminate called|GGML
 
 def diagnose(exit_status: ExitStatus, log_tail: str) -> Diagnosis:
     """Why it ended unasked."""
-    evidence = last_line(log_tail, _TELLING)
-    if NOT_LOADED in log_tail and not exit_status.oom_killed:
-        unknown = Diagnosis(DiagnosisCode.CRASHED, "Ollama could not load the model", evidence)
-        return by_log(SIGNATURES, log_tail) or unknown
-    return by_status(exit_status, evidence) or by_log(SIGNATURES, log_tail) or unexplained(exit_status, evidence)
+    return launched(
+        exit_status, log_tail, signatures=SIGNATURES, telling=_TELLING, last_word=NOT_LOADED,
+        failed="Ollama could not load the model",
+    )  # fmt: skip

@@ -40,6 +40,9 @@ NEVER: dict[str, set[str]] = {
     # It takes no flags.
     "ollama": {*_ALONE, "cache too small", "quantization", "toolkit", "flag", "capability", "memory at the warm-up",
                "memory while serving", "memory of the cache"},
+    # It takes no flags either, and is given a file.
+    "lm-studio": {*_ALONE, "cache too small", "quantization", "toolkit", "flag", "capability", "memory at the warm-up",
+                  "memory while serving", "memory of the cache", "disk", "no repository"},
     # It allocates by need: nothing tells one stage from another.
     "ctranslate2": {*_ALONE, "cache too small", "quantization", "toolkit", "memory at the warm-up",
                     "memory while serving", "memory of the cache"},
