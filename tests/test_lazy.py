@@ -46,3 +46,9 @@ def test_a_module_that_does_not_exist_is_missed_when_it_is_used() -> None:
         "defer('no_such')\nimport no_such\ntry:\n    no_such.thing\nexcept ImportError as error:\n    print(error)"
     )
     assert run(program) == "No module named 'no_such'\n"
+
+
+def test_what_is_known_of_it_is_no_use() -> None:
+    program = "defer('platform', system=lambda: 'known')\nimport platform\nprint(platform.system())"
+    assert run(f"{program}\nprint('re' in vars(platform))") == "known\nFalse\n"
+    assert run(f"{program}\nplatform.uname\nimport platform\nprint(platform.system())").endswith("Linux\n")

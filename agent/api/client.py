@@ -1,9 +1,9 @@
 """The client of the control API that agentctl uses: one method for each RPC, with its messages as answers.
 
 Synchronous, because a command line does one thing at a time and starts faster without an event loop. Every call
-has a deadline. A stream may have none, so before it begins a health check shows that somebody answers, and pings
-notice when nobody does any more. All methods raise `agent.errors.AgentError`s; a deployment or device may be given
-by its id or by its resource name.
+has a deadline. A stream may have none, so before it begins somebody must have answered, a health check if nothing
+else, and pings notice when nobody does any more. All methods raise `agent.errors.AgentError`s; a deployment or device
+may be given by its id or by its resource name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from agent.api import sockets
+from agent.api import reach
 from agent.api.bounds import MAX_PAGE_SIZE, MAX_REQUEST_BYTES
 from agent.api.structs import struct_from_dict
 from agent.errors import AgentError, FailedPrecondition, InvalidArgument, Unavailable
@@ -46,10 +46,11 @@ class Client:
     """
 
     def __init__(self, path: Path, *, timeout: float = TIMEOUT_SECONDS) -> None:
-        sockets.check_length(path, "socket")  # gRPC would say so only on its own log
+        reach.check_length(path, "socket")  # gRPC would say so only on its own log
         self.path = path
         self.timeout = timeout
         self._channel = grpc.insecure_channel(f"unix:{path}", options=_OPTIONS)
+        self._answered = False  # the last call was: somebody is there
 
     def __enter__(self) -> Self:
         return self
@@ -275,16 +276,20 @@ class Client:
         try:
             reply: M = call(request, timeout=timeout)
         except grpc.RpcError as error:
+            self._answered = False
             raise self._explained(error, timeout) from error
+        self._answered = True
         return reply
 
     def _stream(self, method: str, request: Message, answer: type[M], timeout: float | None) -> Iterator[M]:
-        self.check_health()
+        if not self._answered:
+            self.check_health()
         call = self._channel.unary_stream(f"/agent.v1.{method}", _serialize, answer.FromString)
         messages: Any = call(request, timeout=timeout)
         try:
             yield from messages
         except grpc.RpcError as error:
+            self._answered = False
             raise self._explained(error, timeout or self.timeout) from error
         finally:
             messages.cancel()
@@ -311,7 +316,7 @@ class Client:
     def _unreachable(self) -> Unavailable:
         """What keeps us from connecting: gRPC reports all causes alike, a plain connect tells them apart."""
         try:
-            listens = sockets.listens(self.path)
+            listens = reach.listens(self.path)
         except FileNotFoundError:
             return Unavailable(f"no agent runs: there is no socket {self.path}", hint="start it with `agentd`")
         except OSError as error:

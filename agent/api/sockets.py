@@ -9,20 +9,16 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-import socket
 import stat
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
 import grpc
 
+from agent.api.reach import check_length, listens
 from agent.errors import AgentError, FailedPrecondition, FieldViolation, InvalidArgument
 from agent.frozen import frozen
-
-MAX_PATH_BYTES = 107  # sockaddr_un.sun_path has 108 bytes, one of them for the final NUL
-PROBE_SECONDS = 1.0  # connecting to a local socket takes microseconds; a full backlog blocks
 
 
 class SocketSettings(Protocol):
@@ -77,27 +73,6 @@ def bind(server: grpc.aio.Server, settings: SocketSettings, field: str) -> Bound
             hint="only root may give files away; others may only choose a group that they are in",
         ) from error
     return bound
-
-
-def listens(path: Path) -> bool:
-    """Whether somebody listens at the socket. Raises OSError for all that connecting meets but a refusal."""
-    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
-        probe.settimeout(PROBE_SECONDS)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            return False
-        except (TimeoutError, BlockingIOError):
-            return True  # the backlog is full: a listener that hangs
-    return True
-
-
-def check_length(path: Path, field: str) -> None:
-    """Raises InvalidArgument for `field` if no socket can have this path."""
-    size = len(os.fsencode(path))
-    if size > MAX_PATH_BYTES:
-        rule = f"has {size} bytes; a Unix socket's path may have {MAX_PATH_BYTES}: choose a shorter directory"
-        raise InvalidArgument(f"{field} {rule}: {path}", violations=(FieldViolation(field, rule),))
 
 
 def _id(name: str | None, find: Callable[[str], int], field: str, what: str) -> int:

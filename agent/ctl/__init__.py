@@ -1,6 +1,7 @@
 """agentctl: the command line of a node. Knows the API's client and the configuration, never the daemon."""
 
 import gc
+import os
 
 from agent.lazy import defer
 
@@ -23,3 +24,5 @@ defer(
     "textwrap",
     "traceback",
 )
+# uuid, which click imports for a type of option, asks at once whether this is AIX; `platform` compiles patterns first.
+defer("platform", system=lambda: os.uname().sysname)

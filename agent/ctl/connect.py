@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from agent.api import sockets
+from agent.api import reach
 from agent.ctl.failures import Permission
 from agent.errors import AgentError, Unavailable
 from agent.paths import default_paths
@@ -45,7 +45,7 @@ def _default_sockets(environ: Mapping[str, str], *, change: bool) -> list[Path]:
 def _problem(path: Path) -> OSError | None:
     """Why the socket cannot be used. A daemon that hangs listens, too; its first call finds that out."""
     try:
-        return None if sockets.listens(path) else ConnectionRefusedError()
+        return None if reach.listens(path) else ConnectionRefusedError()
     except OSError as error:
         return error
 

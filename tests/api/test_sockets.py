@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from agent.api import sockets
+from agent.api import reach, sockets
 from agent.api.server import ApiServer
 from agent.errors import FailedPrecondition, InvalidArgument
 from agent.v1 import agent_pb2 as pb
@@ -95,7 +95,7 @@ async def test_a_socket_that_a_killed_agent_left_is_replaced(node: FakeNode, con
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(control.path))
     server = await ApiServer.serve(control, readonly, node)
-    assert sockets.listens(control.path)
+    assert reach.listens(control.path)
     await server.stop(grace_seconds=0)
 
 
@@ -110,7 +110,7 @@ def test_a_listener_that_hangs_with_a_full_backlog_still_counts_as_one(tmp_path:
         listener.bind(str(tmp_path / "s"))
         listener.listen(0)
         waiting.connect(str(tmp_path / "s"))
-        assert sockets.listens(tmp_path / "s")
+        assert reach.listens(tmp_path / "s")
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "link"])
