@@ -1,6 +1,9 @@
 """From `agentctl serve MODEL` to the first answer of the engine, with image and weights at hand, beside a direct launch
 of the same engine with the same arguments: natively, and in containers of dockerd and podman. The model is the random
 one that loads in no time, so that what is left is the agent's part; natively also the one that the quickstart serves.
+
+Natively there is a floor too: a Python that imports what any client of this kind must and makes one call, before the
+same launch.
 """
 
 from __future__ import annotations
@@ -35,9 +38,21 @@ RUNS, QUICK_RUNS = 9, 2
 WAIT_SECONDS = 60.0
 TIMES = 1.2
 NAME = "m"
+#: Seconds after which an agent that was just started has rehearsed.
+REHEARSED_SECONDS = 4.0
 
 #: Starts the engine with these arguments at once, and ends it when left.
 Launch = Callable[[list[str]], AbstractContextManager[object]]
+
+#: Calls the agent at the socket that is its argument.
+BARE_CLIENT = """
+import os, sys, click, grpc
+from agent.v1 import agent_pb2 as pb
+channel = grpc.insecure_channel(f"unix:{sys.argv[1]}")
+path = "/agent.v1.DeploymentService/ListDeployments"
+channel.unary_unary(path, pb.ListDeploymentsRequest.SerializeToString)(pb.ListDeploymentsRequest())
+os._exit(0)
+"""
 
 #: What the quickstart serves.
 EXAMPLE = ROOT / "configs/examples/smollm2.yaml"
@@ -61,6 +76,7 @@ def measure(place: Place, *, quick: bool) -> list[Figure]:
     figures = [_figure("natively", runs, place.node("serve"), Asked(str(place.model), "process"), native)]
     if (known := _known()) is not None:
         figures.append(_figure("SmolLM2-135M, natively", runs, place.node("serve-known"), known, native))
+    figures.append(_first(runs, place.node("serve-first"), Asked(str(place.model), "process")))
     for kind in (Docker, Podman):
         with tempfile.TemporaryDirectory(prefix="b-", ignore_cleanup_errors=True) as name:
             engine = kind(Path(name))
@@ -88,7 +104,7 @@ def _known() -> Asked | None:
 
 
 def _figure(where: str, runs: int, node: Daemon, asked: Asked, launch: Launch) -> Figure:
-    own, direct = [], []
+    own, direct, bare = [], [], []
     node.start()
     try:
         argv, port = _warm(node, asked)
@@ -99,11 +115,35 @@ def _figure(where: str, runs: int, node: Daemon, asked: Asked, launch: Launch) -
             with launch(words):
                 direct.append(_answered(other, began))
             own.append(_served(node, asked, port))
+            if asked.runtime == "process":
+                bare.append(_called(node) + direct[-1])
     finally:
         node.cleanup()
     target = Target(f"at most {TIMES} x the direct launch", TIMES * Sample.of(direct).median)
-    what = f"agentctl serve to the first 200, {where}"
-    return Figure(PART, what, "ms", Sample.of(own), {"direct launch": Sample.of(direct)}, target)
+    others = {"direct launch": Sample.of(direct), **({"bare call, then that": Sample.of(bare)} if bare else {})}
+    return Figure(PART, f"agentctl serve to the first 200, {where}", "ms", Sample.of(own), others, target)
+
+
+def _first(runs: int, node: Daemon, asked: Asked) -> Figure:
+    """The first deployment of an agent, which has rehearsed."""
+    own = []
+    try:
+        _, port = _warm(node.start(), asked)
+        for _ in range(runs):
+            node.stop()
+            node.start()
+            time.sleep(REHEARSED_SECONDS)
+            own.append(_served(node, asked, port))
+    finally:
+        node.cleanup()
+    return Figure(PART, "of the first model after the agent's start, natively", "ms", Sample.of(own))
+
+
+def _called(node: Daemon) -> float:
+    """Milliseconds of a client that does nothing else."""
+    began = time.monotonic_ns()
+    subprocess.run([sys.executable, "-c", BARE_CLIENT, str(node.control)], check=True, cwd=ROOT)
+    return milliseconds_since(began)
 
 
 def _warm(node: Daemon, asked: Asked) -> tuple[list[str], int]:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -195,7 +196,9 @@ async def test_a_process_ends_with_its_daemon(pulling, hub):
     hub.repo("org/m", FILES)
     hub.fail(Fault("/api/*", drip_seconds=1.0))
     process = await asyncio.create_subprocess_exec(
-        "python", "-m", "agent.artifacts.fetcher", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL
+        *(sys.executable, "-m", "agent.artifacts.fetcher"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
     )
     assert process.stdin is not None
     process.stdin.write(pulling.job("org/m", parent=os.getpid()).encode())
