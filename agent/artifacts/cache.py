@@ -99,10 +99,17 @@ class Folder:
         snapshot = self.snapshot(commit)
         return kept if all(_unchanged(snapshot / file.name, file) for file in kept.files) else None
 
+    def names(self, commit: str) -> list[str]:
+        """The files of a snapshot, whoever put them there: paths in it, sorted, at most `MOST_FILES`."""
+        snapshot = self.snapshot(commit)
+        paths = (Path(parent, name) for parent, _, names in os.walk(snapshot) for name in names)
+        found = (str(path.relative_to(snapshot)) for path in paths if path.is_file())
+        return sorted(found)[:MOST_FILES] if commit else []
+
     def verified(self) -> dict[str, KeptFile]:
         """What is known of blobs that are as they were when they were verified, by their names."""
         found: dict[str, KeptFile] = {}
-        for record in self.records.glob("*.json"):
+        for record in below(self.records, 1, ".json"):
             kept = read(record)
             for file in kept.files if kept else ():
                 if file.blob not in found and _unchanged(self.blobs / file.blob, file):
@@ -200,8 +207,20 @@ def touch(folder: Folder, kept: Kept) -> None:
 
 def contents(root: Path) -> tuple[Kept, ...]:
     """All that was fetched to its end, whole by now or not; last used first."""
-    found = [kept for path in (root / "fetched").glob("*/*/*.json") if (kept := read(path)) is not None]
+    found = [kept for path in below(root / "fetched", 3, ".json") if (kept := read(path)) is not None]
     return tuple(sorted(found, key=lambda kept: -kept.used_at))
+
+
+def below(path: Path, depth: int, ending: str = "") -> list[Path]:
+    """What lies that many directories deep, with a name that ends so. What goes while one looks is not seen, nor what
+    may not be opened: `Path.glob` of Python 3.11 raises for the first. Raises other `OSError`s of the disk."""
+    try:
+        found = list(path.iterdir())
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return []
+    if depth > 1:
+        return [one for each in found for one in below(each, depth - 1, ending)]
+    return [one for one in found if one.name.endswith(ending)]
 
 
 def read(record: Path) -> Kept | None:

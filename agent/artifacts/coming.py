@@ -5,6 +5,7 @@ Several threads use it. What they share is guarded by `changed`, which nobody ho
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.artifacts import intake, locks
-from agent.artifacts.cache import Folder
+from agent.artifacts.cache import Folder, below
 from agent.artifacts.errors import corrupt
 from agent.artifacts.intake import Intake
 from agent.artifacts.partial import Partial
@@ -98,8 +99,12 @@ class ComingFile:
 
     def elsewhere(self) -> int:
         """Bytes of the disk that somebody else has of it by now, the hub's own tool above all."""
-        paths = self._incomplete.parent.glob(f"{self.key}*.incomplete")
-        return sum(path.stat().st_blocks * 512 for path in paths)
+        total = 0
+        for path in below(self._incomplete.parent, 1, ".incomplete"):
+            if path.name.startswith(self.key):
+                with contextlib.suppress(FileNotFoundError):  # it is whole by now
+                    total += path.stat().st_blocks * 512
+        return total
 
     def existing(self) -> Path | None:
         """The content, where it is there and may be whole."""

@@ -170,10 +170,7 @@ class Fetcher:
 
         job = self.job
         commit = folder.commit(job.revision)
-        snapshot = folder.snapshot(commit)
-        names = sorted(
-            str(path.relative_to(snapshot)) for path in snapshot.glob("**/*") if commit and path.is_file()
-        )[: cache.MOST_FILES]  # fmt: skip
+        snapshot, names = folder.snapshot(commit), folder.names(commit)
         if not names:
             hint = (
                 "copy it from the cache of a machine that has it, or name its files as file:/...; fetch.offline and "

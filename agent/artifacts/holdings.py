@@ -60,7 +60,7 @@ def scan(root: Path) -> tuple[Holding, ...]:
     records: dict[Path, list[Kept]] = {}
     for kept in cache.contents(root):
         records.setdefault(folder_of(root, kept).path, []).append(kept)
-    paths = set(records) | {path.parent for name in ("blobs", "snapshots") for path in root.glob(f"*/*/{name}")}
+    paths = set(records) | {path for path in cache.below(root, 2) if _is_folder(path)}
     found = [
         holding
         for path in paths
@@ -105,6 +105,10 @@ def linked(folder: Folder) -> dict[Path, Path]:
 def used(path: Path, status: os.stat_result) -> int:
     """Bytes of a content on the disk. What is being fetched has its final length from the beginning, and holes."""
     return min(status.st_blocks * 512, status.st_size) if path.name.endswith(INCOMPLETE) else status.st_size
+
+
+def _is_folder(path: Path) -> bool:
+    return (path / "blobs").exists() or (path / "snapshots").exists()
 
 
 def _of_folder(folder: Folder, records: Sequence[Kept]) -> Iterator[Holding]:

@@ -43,7 +43,7 @@ def remove(root: Path, holding: Holding) -> int:
 def finish(root: Path) -> int:
     """Carry out what a dead process began. Returns the bytes that became free. Raises `OSError`."""
     freed = 0
-    for moved in (root / _REMOVING).glob("fetched/*/*/*.json"):
+    for moved in cache.below(root / _REMOVING / "fetched", 3, ".json"):
         kept = cache.read(moved)
         folder = Folder(root, moved.parent.parent.name, moved.parent.name)
         if kept is None:
@@ -56,7 +56,7 @@ def finish(root: Path) -> int:
 
 
 def _carry_out(root: Path, folder: Folder, kept: Kept, moved: Path) -> int:
-    others = [other for path in folder.records.glob("*.json") if (other := cache.read(path)) is not None]
+    others = [other for path in cache.below(folder.records, 1, ".json") if (other := cache.read(path)) is not None]
     snapshot = folder.snapshot(kept.commit)
     shared = {file.name for other in others if other.commit == kept.commit for file in other.files}
     names = [file.name for file in kept.files if file.name not in shared and cache.is_plain(file.name)]

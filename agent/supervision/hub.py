@@ -262,14 +262,13 @@ def _several(repos: Sequence[str]) -> str:
 def _placed(wanted: HubReference, policy: SourcePolicy) -> tuple[Path, str] | None:
     """What an engine would open, and the reference of exactly that."""
     from agent.artifacts import selection  # noqa: PLC0415 - parsers that the daemon seldom needs
-    from agent.artifacts.cache import MOST_FILES, repository  # noqa: PLC0415
+    from agent.artifacts.cache import repository  # noqa: PLC0415
 
     folder = repository(policy.cache, wanted.repo)
     commit = folder.commit(wanted.revision or "main")
     snapshot = folder.snapshot(commit)
-    names = [str(path.relative_to(snapshot)) for path in snapshot.glob("**/*") if commit and path.is_file()]
     try:
-        chosen = selection.choose(sorted(names)[:MOST_FILES], wanted.variant, f"hf:{wanted}", pickle=policy.pickle)
+        chosen = selection.choose(folder.names(commit), wanted.variant, f"hf:{wanted}", pickle=policy.pickle)
     except (ArtifactError, ProfileError):
         return None
     source = f"hf:{wanted.repo}@{commit}" + (f":{wanted.variant}" if wanted.variant else "")

@@ -18,6 +18,7 @@ from tests.cache_factory import keep
 
 ROOT = Path(__file__).parents[2]
 C1, C2 = "1" * 40, "2" * 40
+LOOKS = 3000  # two seconds; `Path.glob` raised within a tenth of it
 
 
 def by_source(root: Path) -> dict[str, Holding]:
@@ -54,6 +55,28 @@ def test_what_another_variant_needs_stays(tmp_path: Path) -> None:
     assert not (cache.repository(tmp_path, "a/b").snapshot(C1) / "q8.gguf").is_symlink()
     assert removal.remove(tmp_path, left["hf:a/b:Q8"]) == 300
     assert (cache.repository(tmp_path, "a/b").snapshot(C1) / "q4.gguf").read_bytes() == b"4" * 100
+
+
+def test_what_goes_while_one_looks_is_not_seen_and_nothing_else_is_missed(tmp_path: Path) -> None:
+    keep(tmp_path, "a/stays", C1, "", {"model.gguf": b"1" * 100})
+    other = (
+        "import itertools, sys, pathlib\n"
+        "from agent.artifacts import holdings, removal\n"
+        "from tests.cache_factory import keep\n"
+        "root = pathlib.Path(sys.argv[1])\n"
+        "for count in itertools.count():\n"
+        "    kept = keep(root, f'a/{count}', '1' * 40, '', {'model.gguf': b'2' * 10})\n"
+        "    mine = (one for one in holdings.scan(root) if one.kept and one.kept.path == kept.path)\n"
+        "    removal.remove(root, next(mine))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", other, str(tmp_path)], cwd=ROOT) as coming_and_going:
+        try:
+            seen = [frozenset(by_source(tmp_path)) for _ in range(LOOKS)]
+            assert coming_and_going.poll() is None
+        finally:
+            coming_and_going.kill()
+    assert all("hf:a/stays" in each for each in seen)
+    assert len(set(seen)) > 1
 
 
 def test_a_file_that_changed_or_went_is_seen(tmp_path: Path) -> None:
