@@ -32,7 +32,7 @@ from agent.runtimes.base import (
     Usage,
 )
 from agent.runtimes.docker_engine import ACT_SECONDS, ASK_SECONDS, Engine, Refused, Silent
-from agent.runtimes.docker_making import Maker
+from agent.runtimes.docker_making import Maker, Severed
 from agent.runtimes.docker_processes import Box
 from agent.runtimes.docker_state import Found
 from agent.runtimes.docker_watch import Tell, Watch
@@ -94,7 +94,12 @@ class DockerRuntime:
                 raise
             finally:
                 await recorded
-            found = await self._run(lambda: self._maker.start(id, container))
+            try:
+                found = await self._run(lambda: self._maker.start(id, container))
+            except Severed:
+                await self._drop(id)
+                id = await self._made(request, container)
+                found = await self._run(lambda: self._maker.start(id, container))
         except Silent as silent:
             await self._drop(id or request.identity.instance)
             raise LaunchError(f"the container engine does not answer: {silent}") from silent

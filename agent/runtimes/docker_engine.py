@@ -80,8 +80,15 @@ class Engine:
         """`work` with the SDK's client, in a thread."""
         return await self.run(lambda: self.ask(work, deadline), deadline)
 
+    def follow(self, work: Callable[[Any], None]) -> None:
+        """`work`, which reads a stream until it ends, from within a thread."""
+        try:
+            self.ask(work, None)
+        finally:
+            self.broken += 1
+
     def ask(self, work: Callable[[Any], _T], deadline: float | None = ASK_SECONDS) -> _T:
-        """The same, from within a thread. `deadline` is for each part of an answer; None: for a stream."""
+        """As `call`, from within a thread. `deadline` is for each part of an answer; None: for a stream."""
         if not Path(self.socket).exists():
             raise Silent(f"there is no socket {self.socket}")
         import docker.errors  # noqa: PLC0415 - a quarter of a second and 15 MiB, which most nodes save

@@ -26,6 +26,10 @@ START_SECONDS = ACT_SECONDS - GREET_SECONDS
 _ENDED_CONNECTED = "stopped"
 
 
+class Severed(LaunchError):
+    """The network that the container was made on is gone: it cannot be started, a new one can."""
+
+
 class Maker:
     """Remembers what need not be asked again. Methods raise `LaunchError`, or `Silent`."""
 
@@ -86,6 +90,8 @@ class Maker:
                 found: dict[str, Any] = self._engine.ask(lambda api: api.inspect_container(id))
             except Refused as refusal:
                 said = str(refusal)
+                if docker_refusals.network_gone(said):
+                    raise Severed(f"the container's network is gone: {said}") from refusal
                 if docker_refusals.lacks_network(said) and not remade:
                     remade = True
                     self._make_network(again=True)

@@ -122,5 +122,10 @@ def lacks_network(said: str) -> bool:
     )
 
 
+def network_gone(said: str) -> bool:
+    """The one that a container was made on, by its id; another of the same name is no help to it."""
+    return re.search(r"network [0-9a-f]{64} not found", said) is not None
+
+
 def already(said: str) -> bool:
     return "already" in said

@@ -111,8 +111,7 @@ class Watch:
         while not self._stop.is_set():
             began = time.monotonic()
             with contextlib.suppress(Silent, Refused):
-                self._engine.ask(self._events, None)
-            self._engine.broken += 1
+                self._engine.follow(self._events)
             pause = REOPEN_SECONDS if time.monotonic() - began > pause else min(2 * pause, REOPEN_MOST_SECONDS)
             self._stop.wait(pause)
 

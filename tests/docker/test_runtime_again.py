@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agent.runtimes.base import AGAIN, Adopted, Ended, Handle, LaunchError, LaunchRequest
+from agent.runtimes.docker_config import NETWORK
 from tests.docker.runtime_bench import ContainerBench
 from tests.runtimes.contract import Running, nothing
 
@@ -114,6 +115,23 @@ async def test_a_run_that_is_to_be_another_gets_a_new_container(bench: Container
     running = await bench.launch(request)
     assert running.handle.data["id"] != before.handle.data["id"]
     await bench.said(running)
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["removed", "made anew"])
+async def test_its_network_may_be_gone_or_another_one(docker_bench: ContainerBench, anew: bool) -> None:
+    """Another one: as the agent makes it anew after what a killed dockerd left there."""
+    bench = docker_bench
+    before = await killed(bench)
+    as_somebody(bench, lambda api: api.remove_network(NETWORK))
+    if anew:
+        as_somebody(bench, lambda api: api.create_network(NETWORK, driver="bridge", enable_ipv6=False))
+
+    running = await bench.launch(after(bench, before))
+
+    await bench.said(running)
+    found = as_somebody(bench, lambda api: api.inspect_container(running.handle.data["id"]))
+    (network,) = as_somebody(bench, lambda api: api.networks(names=[NETWORK]))
+    assert found["NetworkSettings"]["Networks"][NETWORK]["NetworkID"] == network["Id"]
 
 
 async def test_an_agent_that_died_before_the_start_knows_that_it_never_was(bench: ContainerBench) -> None:
