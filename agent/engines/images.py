@@ -56,7 +56,7 @@ class OlderDriver(Strict):
     driver: Version
     below: Version | None = None  # from here on it does not
     data_centre: bool = False  # on data-centre devices only
-    environment: Annotated[dict[VariableName, Argument], Field(min_length=1)]
+    environment: dict[VariableName, Argument] = Field(default_factory=dict)
     note: NonEmptyLine
 
 
@@ -220,8 +220,10 @@ def _drivers(image: Image) -> str:
     """The drivers with which an image runs, in words."""
     if least := [older.driver for older in image.older_drivers if older.below is None and not older.data_centre]:
         return f"{min(least, key=_number)} or newer"
-    branches = " or ".join(older.driver for older in image.older_drivers)
-    return f"{image.driver} or newer" + (f", or branch {branches} with data-centre devices" if branches else "")
+    others = " or ".join(
+        f"branch {older.driver}" if older.below else f"{older.driver} or newer" for older in image.older_drivers
+    )
+    return f"{image.driver} or newer" + (f", or {others} with data-centre devices" if others else "")
 
 
 def _as_it_is(image: Image, host: Host) -> bool:
@@ -267,9 +269,10 @@ def _reasons(image: Image, host: Host, rejected: tuple[Rejected, ...], older: Ol
     preferred = f"the preferred image for {host.accelerator}" + (f": {image.note}" if image.note else "")
     yield Reason("image", image.name, "computed", f"{told}; {what}" if told else preferred)
     if older is not None:
-        variables = ", ".join(f"{name}={value}" for name, value in older.environment.items())
         sentence = f"driver {host.driver} is older than {image.driver}: {older.note}"
-        yield Reason("image.environment", variables, "computed", sentence)
+        yield Reason("image.driver", host.driver, "computed", sentence)
+        if variables := ", ".join(f"{name}={value}" for name, value in older.environment.items()):
+            yield Reason("image.environment", variables, "computed", "what these need")
     if host.accelerator == "cuda" and image.driver and not host.driver:
         yield Reason("image.driver", "", "assumed", f"the driver's version is not known; it must be {_drivers(image)}")
 

@@ -58,7 +58,7 @@ def test_every_image_is_of_a_known_engine_for_accelerators_that_it_has_and_says_
         ("vllm", RTX4090, "v0.33.0"),
         ("vllm", replace(A100, machine="aarch64"), "v0.33.0"),
         ("vllm", replace(A100, driver="550.54.15"), "v0.31.0-cu129"),
-        ("vllm", replace(RTX4090, driver="570.86"), "v0.31.0-cu129"),
+        ("vllm", replace(RTX4090, driver="575.57"), "v0.31.0-cu129"),
         ("vllm", MI300X, "v0.33.0"),
         ("vllm", CPU, "v0.33.0-x86_64"),
         ("vllm", Host("aarch64", "cpu"), "v0.33.0-arm64"),
@@ -66,9 +66,12 @@ def test_every_image_is_of_a_known_engine_for_accelerators_that_it_has_and_says_
         ("sglang", replace(A100, driver="575.57"), "v0.5.19-cu129"),
         ("sglang", MI300X, "v0.5.20-rocm10-mi30x"),
         ("sglang", replace(MI300X, targets=("gfx950",)), "v0.5.20-rocm10-mi35x"),
-        ("llama.cpp", A100, "server-cuda13-b11312"),
-        ("llama.cpp", replace(A100, capabilities=("7.0",)), "server-cuda-b11312"),
-        ("llama.cpp", replace(RTX4090, driver="525.60"), "server-cuda-b11312"),
+        ("llama.cpp", A100, "server-cuda-b11312"),
+        ("llama.cpp", RTX4090, "server-cuda-b11312"),
+        ("llama.cpp", replace(RTX4090, driver="615.71.09"), "server-cuda13-b11312"),
+        ("llama.cpp", replace(RTX4090, driver="615.71.09", capabilities=("7.0",)), "server-cuda-b11312"),
+        ("llama.cpp", replace(A100, driver="535.183.01"), "server-cuda-b11312"),
+        ("tensorrt-llm", A100, "1.3.0rc24"),
         ("llama.cpp", CPU, "server-b11312"),
         ("ollama", replace(A100, capabilities=("6.1",)), "0.33.3"),
         ("tgi", A100, "3.3.7"),
@@ -79,11 +82,11 @@ def test_the_first_image_that_runs_on_the_node_is_chosen(engine: str, host: Host
 
 
 def test_a_driver_that_is_too_old_is_told_with_what_was_chosen_instead() -> None:
-    chosen = choose("vllm", replace(RTX4090, driver="550.54.15"))
+    chosen = choose("vllm", replace(RTX4090, driver="575.57.08"))
 
     assert chosen.reasons[0].sentence == (
-        "v0.33.0: driver 550.54.15 cannot run the CUDA 13.0 image, which needs 580 or newer, or branch 570 or 535 with "
-        "data-centre devices; chose v0.31.0-cu129, the last tag with CUDA 12 that was seen"
+        "v0.33.0: driver 575.57.08 cannot run the CUDA 13.0 image, which needs 580 or newer, or branch 570 or branch 535 "
+        "with data-centre devices; chose v0.31.0-cu129, the last tag with CUDA 12 that was seen"
     )
     assert [(each.candidate, each.code) for each in chosen.rejected] == [
         ("docker.io/vllm/vllm-openai:v0.33.0", "driver")
@@ -91,18 +94,28 @@ def test_a_driver_that_is_too_old_is_told_with_what_was_chosen_instead() -> None
 
 
 def test_compatibility_libraries_serve_data_centre_devices_only_and_are_switched_on() -> None:
-    server, desktop = (choose("vllm", replace(host, driver="570.124.06")) for host in (A100, RTX4090))
+    server = choose("vllm", replace(A100, driver="570.124.06"))
+    older = choose("vllm", replace(A100, driver="550.54.15"))
 
     assert (server.image.tag, server.environment) == ("v0.33.0", {"VLLM_ENABLE_CUDA_COMPATIBILITY": "1"})
     assert "compatibility libraries" in server.reasons[1].sentence
-    assert (desktop.image.tag, desktop.environment) == ("v0.31.0-cu129", {"NVIDIA_DISABLE_REQUIRE": "1"})
+    assert (older.image.tag, older.environment) == ("v0.31.0-cu129", {"NVIDIA_DISABLE_REQUIRE": "1"})
     assert choose("vllm", A100).environment == {}
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "llama.cpp", "tgi"])
+def test_other_devices_get_no_image_that_is_newer_than_their_driver(engine: str) -> None:
+    """It would start, and then CUDA would say that forward compatibility was attempted on non supported hardware."""
+    found = refused(engine, replace(RTX4090, driver="535.183.01"))
+
+    assert found.diagnosis.code == DiagnosisCode.DRIVER_UNSUPPORTED
+    assert "535 or newer with data-centre devices" in found.diagnosis.message
 
 
 @pytest.mark.parametrize(
     ("engine", "host", "code", "said"),
     [
-        ("vllm", replace(A100, driver="470.57"), DiagnosisCode.DRIVER_UNSUPPORTED, "which needs 525 or newer"),
+        ("vllm", replace(A100, driver="470.57"), DiagnosisCode.DRIVER_UNSUPPORTED, "which needs 575.51 or newer, or 535"),
         ("vllm", replace(A100, capabilities=("7.0",)), DiagnosisCode.DEVICE_UNSUPPORTED, "compute capability 7.0"),
         ("tgi", replace(A100, capabilities=("8.0", "10.0")), DiagnosisCode.DEVICE_UNSUPPORTED, "ends below 10.0"),
         ("llama.cpp", replace(MI300X, targets=("gfx950",)), DiagnosisCode.DEVICE_UNSUPPORTED, "no code for gfx950"),

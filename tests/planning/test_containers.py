@@ -39,7 +39,7 @@ def test_a_gpu_box_with_docker_serves_by_the_image_and_says_why() -> None:
 
 
 def test_an_older_driver_gets_the_older_image_with_the_reason() -> None:
-    machine = {"devices": [{"model": "rtx4090"}], "driver": {"nvidia": "550.54.15", "cuda": "12.4"}}
+    machine = {"devices": [{"model": "a100-40-pcie"}], "driver": {"nvidia": "550.54.15", "cuda": "12.4"}}
     answer = made(question(AWQ_8B, machine, engine="vllm"))
 
     assert answer.image is not None
@@ -143,7 +143,7 @@ def test_an_image_of_the_spec_is_taken_over_the_catalogs() -> None:
 
 
 def test_what_a_catalog_knows_of_an_image_of_the_spec_holds() -> None:
-    machine = {"devices": [{"model": "rtx4090"}], "driver": {"nvidia": "550.54.15", "cuda": "12.4"}}
+    machine = {"devices": [{"model": "a100-40-pcie"}], "driver": {"nvidia": "550.54.15", "cuda": "12.4"}}
     older = made(question(AWQ_8B, machine, engine="vllm", image="docker.io/vllm/vllm-openai:v0.31.0-cu129"))
     assert older.image is not None
     assert older.image.environment == {"NVIDIA_DISABLE_REQUIRE": "1"}

@@ -46,12 +46,12 @@ class Requirement:
     branch: int
 
 
-#: Newest first. CUDA 13 runs on 580, CUDA 12 on 525 (NVIDIA, "Minor Version Compatibility"); which engine is built
-#: with which is said by their own images and pages: vLLM 0.33, SGLang 0.5.23, TensorRT-LLM 1.3, Ollama 0.33.
+#: Newest first; as configs/catalog/engines.yaml has it. TensorRT-LLM asks devices for more or less: its plan says so.
 REQUIREMENTS = (
-    Requirement("the images of vLLM, SGLang and TensorRT-LLM (CUDA 13)", 580),
+    Requirement("the images of vLLM and SGLang (CUDA 13)", 580),
+    Requirement("llama.cpp's image (CUDA 12)", 570),
     Requirement("Ollama", 550),
-    Requirement("llama.cpp's CUDA 12 image", 525),
+    Requirement("images with CUDA 12 on data-centre devices", 535),
 )
 
 
@@ -79,7 +79,7 @@ def new_enough(case: Case) -> Iterator[Finding]:
             continue
         refused = [needed for needed in REQUIREMENTS if int(branch) < needed.branch]
         if not refused:
-            yield ok("engine-images", f"driver {driver.version} is new enough for the images of all engines")
+            yield ok("engine-images", f"driver {driver.version} is new enough for the images of vLLM, SGLang, llama.cpp and Ollama")
             continue
         told = "; ".join(f"{needed.engines}: {needed.branch} or newer" for needed in refused)
         message = f"{_told(driver)} is too old for {told}"
