@@ -59,6 +59,7 @@ class Support:
     least: tuple[int, int] = (0, 0)  # the lowest compute capability that runs it at all
     below: tuple[int, int] = (1000, 0)  # capabilities from here on do not run it (INT8 on Blackwell)
     native: tuple[int, int] = (0, 0)  # from here on it computes in the stored type; below, weights are unpacked first
+    targets: tuple[str, ...] = ()  # AMD's architectures that run it, by the beginnings of their names; (): all
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,9 @@ class Containerized:
     caches: Mapping[str, str] = field(default_factory=dict)  # variables that say where it keeps what it compiles
     environment: Mapping[str, str] = field(default_factory=dict)  # of the container alone
     files: tuple[str, ...] = ()  # of this package, that its command names: seen at the same place
+    #: From SIGTERM, which all of them take, to SIGKILL where somebody else says `docker stop`: what the engine itself
+    #: gives its requests, or Docker's wait where it is longer. The agent has deadlines of its own.
+    stop_seconds: int = 30
 
 
 #: Where a container has the folder that its engine may write to, and finds again after a restart.

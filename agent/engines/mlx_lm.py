@@ -40,7 +40,7 @@ from agent.status import Diagnosis, ExitStatus, Granted
 
 _LAUNCHER = Path(__file__).parent.parent / "embedded" / "mlx_server.py"
 _VERSION = re.compile(r"version: (mlx-lm .+)")
-_ANY = Support(frozenset({"cpu", "cuda", "metal"}))
+_ANY = Support(frozenset({"cpu", "cuda", "metal"}), least=(7, 5))  # of `mlx[cuda12]`
 
 #: Spellings -> why a deployment may not give it.
 REFUSED_FLAGS: Mapping[str, str] = MappingProxyType(

@@ -52,6 +52,7 @@ _OUTSIDE = "outside of PyTorch"
 
 _CUDA, _BOTH = frozenset({"cuda"}), frozenset({"cuda", "rocm"})
 _AMPERE, _ADA, _BLACKWELL = (8, 0), (8, 9), (10, 0)
+_CDNA3 = ("gfx94", "gfx95")  # and CDNA 4: those with FP8
 _W4A16 = Support(_CUDA, least=_AMPERE)  # Marlin
 #: `get_min_capability` in `layers/quantization/`; INT8 kernels end with Hopper.
 _QUANTIZATIONS: Mapping[str, Support] = MappingProxyType(
@@ -59,8 +60,8 @@ _QUANTIZATIONS: Mapping[str, Support] = MappingProxyType(
         "bf16": Support(_BOTH, least=_AMPERE),
         "f16": Support(_BOTH, least=(7, 5)),
         "f32": Support(_BOTH, least=(7, 5)),
-        "fp8": Support(_BOTH, least=_AMPERE, native=_ADA),
-        "fp8-block": Support(_BOTH, least=_AMPERE, native=_ADA),
+        "fp8": Support(_BOTH, least=_AMPERE, native=_ADA, targets=_CDNA3),
+        "fp8-block": Support(_BOTH, least=_AMPERE, native=_ADA, targets=_CDNA3),
         "int8": Support(_CUDA, least=_AMPERE, below=_BLACKWELL),
         "awq": _W4A16,
         "gptq": _W4A16,
@@ -69,7 +70,7 @@ _QUANTIZATIONS: Mapping[str, Support] = MappingProxyType(
         "w8a16": _W4A16,
         "nvfp4": Support(_CUDA, least=_AMPERE, native=_BLACKWELL),
         "nvfp4-w4a16": Support(_CUDA, least=_AMPERE),
-        "mxfp4": Support(_BOTH, least=_AMPERE, native=_BLACKWELL),
+        "mxfp4": Support(_BOTH, least=_AMPERE, native=_BLACKWELL, targets=_CDNA3),
         "modelopt": Support(_CUDA, least=_ADA),  # mixed FP8 and NVFP4
         "bitsandbytes": Support(_CUDA, least=(7, 5)),
     }

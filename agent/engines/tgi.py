@@ -49,7 +49,7 @@ _CUDA, _BOTH = frozenset({"cuda"}), frozenset({"cuda", "rocm"})
 _AMPERE, _ADA, _BLACKWELL = (8, 0), (8, 9), (10, 0)
 _CUDA_ONLY = Support(_CUDA, least=_AMPERE, below=_BLACKWELL)
 _EVERYWHERE = Support(_BOTH, least=_AMPERE, below=_BLACKWELL)
-_FP8 = Support(_BOTH, least=_AMPERE, below=_BLACKWELL, native=_ADA)
+_FP8 = Support(_BOTH, least=_AMPERE, below=_BLACKWELL, native=_ADA, targets=("gfx94",))
 _QUANTIZATIONS: Mapping[str, Support] = MappingProxyType(
     {
         "bf16": _EVERYWHERE,
@@ -121,7 +121,10 @@ class TGI:
     )
 
     #: Dockerfile, README: NCCL wants a gigabyte of shared memory.
-    container = Containerized(("/tgi-entrypoint.sh",), shm_bytes=GIB, caches=MappingProxyType({"HOME": CACHE_FOLDER}))
+    container = Containerized(
+        ("/tgi-entrypoint.sh",), shm_bytes=GIB, caches=MappingProxyType({"HOME": CACHE_FOLDER}),
+        stop_seconds=90,  # GRACEFUL_TERMINATION_TIMEOUT
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._options = Options.read("tgi_options.txt", REFUSED_FLAGS, joins=True)

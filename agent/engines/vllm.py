@@ -48,7 +48,10 @@ _ALL = frozenset({"cpu", "cuda", "rocm", "sycl"})
 _GPUS, _CUDA, _CUDA_ROCM = _ALL - {"cpu"}, frozenset({"cuda"}), frozenset({"cuda", "rocm"})
 #: The wheels and images have no kernels for older devices.
 _TURING, _AMPERE, _ADA, _BLACKWELL = (7, 5), (8, 0), (8, 9), (10, 0)
-_FP8 = Support(_GPUS, least=_AMPERE, native=_ADA)  # below Ada weights only (Marlin); vLLM itself would on Turing too
+#: AMD's that have FP8 (`supports_fp8` in `platforms/rocm.py`, which also names CDNA 2: it has none, and fails later).
+_WITH_FP8 = ("gfx94", "gfx95", "gfx12")
+#: Below Ada weights only (Marlin); vLLM itself would on Turing too.
+_FP8 = Support(_GPUS, least=_AMPERE, native=_ADA, targets=_WITH_FP8)
 #: `get_min_capability` in `model_executor/layers/quantization/`, and the kernels in `model_executor/kernels/linear/`:
 #: on a CPU FP8 needs AMX, and packed weights must have 4 bits. GGUF and bitsandbytes are plugins.
 _QUANTIZATIONS: Mapping[str, Support] = MappingProxyType(
@@ -66,7 +69,7 @@ _QUANTIZATIONS: Mapping[str, Support] = MappingProxyType(
         "w8a16": Support(_CUDA_ROCM, least=_TURING),
         "nvfp4": Support(_CUDA, least=_AMPERE, native=_BLACKWELL),
         "nvfp4-w4a16": Support(_CUDA, least=_AMPERE),
-        "mxfp4": Support(_CUDA_ROCM, least=_AMPERE, native=_BLACKWELL),
+        "mxfp4": Support(_CUDA_ROCM, least=_AMPERE, native=_BLACKWELL, targets=_WITH_FP8),
     }
 )
 #: Seconds that requests get to finish at SIGTERM. The agent drains before that; this is for those that came between.

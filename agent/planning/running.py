@@ -12,9 +12,13 @@ from agent.planning.ranking import capability
 
 
 def runs(support: Support, device: Device, accelerator: str) -> bool:
-    """A capability that is not known is taken to do."""
+    """A capability or architecture that is not known is taken to do."""
+    if accelerator not in support.accelerators:
+        return False
+    if accelerator == "rocm":
+        return not (support.targets and device.architecture) or device.architecture.startswith(support.targets)
     able = capability(device)
-    return accelerator in support.accelerators and (able == (0, 0) or support.least <= able < support.below)
+    return able == (0, 0) or support.least <= able < support.below
 
 
 def runnable(found: Offers, support: Support | None, quantization: str, engine: str) -> Offers:
@@ -29,6 +33,8 @@ def runnable(found: Offers, support: Support | None, quantization: str, engine: 
         sentence = f"{engine} does not run {quantization} weights on {label(offer.device)}"
         if offer.accelerator not in support.accelerators:
             sentence += f" by {offer.accelerator}, only by {', '.join(sorted(support.accelerators))}"
+        elif offer.accelerator == "rocm":
+            sentence += f", of architecture {offer.device.architecture}; it does on {', '.join(support.targets)}"
         else:
             sentence += f", of compute capability {offer.device.compute_capability}; it does {_range(support)}"
         rejected.append(Rejected(offer.device.id, "quantization", sentence))

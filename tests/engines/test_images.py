@@ -85,8 +85,8 @@ def test_a_driver_that_is_too_old_is_told_with_what_was_chosen_instead() -> None
     chosen = choose("vllm", replace(RTX4090, driver="575.57.08"))
 
     assert chosen.reasons[0].sentence == (
-        "v0.33.0: driver 575.57.08 cannot run the CUDA 13.0 image, which needs 580 or newer, or branch 570 or branch 535 "
-        "with data-centre devices; chose v0.31.0-cu129, the last tag with CUDA 12 that was seen"
+        "v0.33.0: driver 575.57.08 cannot run the CUDA 13.0 image, which needs 580 or newer, or branch 570 or branch "
+        "535 with data-centre devices; chose v0.31.0-cu129, the last tag with CUDA 12 that was seen"
     )
     assert [(each.candidate, each.code) for each in chosen.rejected] == [
         ("docker.io/vllm/vllm-openai:v0.33.0", "driver")
@@ -115,7 +115,7 @@ def test_other_devices_get_no_image_that_is_newer_than_their_driver(engine: str)
 @pytest.mark.parametrize(
     ("engine", "host", "code", "said"),
     [
-        ("vllm", replace(A100, driver="470.57"), DiagnosisCode.DRIVER_UNSUPPORTED, "which needs 575.51 or newer, or 535"),
+        ("vllm", replace(A100, driver="470.57"), DiagnosisCode.DRIVER_UNSUPPORTED, "needs 575.51 or newer, or 535"),
         ("vllm", replace(A100, capabilities=("7.0",)), DiagnosisCode.DEVICE_UNSUPPORTED, "compute capability 7.0"),
         ("tgi", replace(A100, capabilities=("8.0", "10.0")), DiagnosisCode.DEVICE_UNSUPPORTED, "ends below 10.0"),
         ("llama.cpp", replace(MI300X, targets=("gfx950",)), DiagnosisCode.DEVICE_UNSUPPORTED, "no code for gfx950"),

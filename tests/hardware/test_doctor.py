@@ -152,7 +152,7 @@ FAULTS: list[tuple[str, Inventory, str, FindingLevel, str, str]] = [
     ("a driver too old for CUDA 13", driver("570.124.06", "CUDA 12.8"), "engine-images", WARNING,
      "nvidia driver 570.124.06 (CUDA 12.8) is too old for the images of vLLM", "580 or newer"),
     ("a driver too old for two", driver("535.129.03"), "engine-images", WARNING, "Ollama: 550 or newer", "580"),
-    ("a driver too old for all", driver("470.256.02"), "engine-images", ERROR, "images with CUDA 12 on data-centre devices: 535 or newer", "580"),
+    ("a driver too old for all", driver("470.256.02"), "engine-images", ERROR, "images with CUDA 12", "580"),
     ("a driver of no version", driver("unknown"), "engine-images", UNKNOWN, "'unknown'", ""),
     ("nouveau", replace(undriven("DriverNotLoaded", "x"), system=replace(HEALTHY.system, nouveau_loaded=True)),
      "nouveau", ERROR, "no engine can compute", "blacklist nouveau"),

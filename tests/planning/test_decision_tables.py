@@ -100,6 +100,18 @@ def test_int8_does_not_run_on_blackwell_and_is_said_so() -> None:
     assert "vllm does not run int8 weights on nvidia device 0 (NVIDIA B200)" in answer.diagnosis.message
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize(("model", "quantization"), [(LLAMA_8B, "fp8"), ("openai/gpt-oss-20b", "mxfp4")])
+def test_amd_devices_without_fp8_get_none_and_it_is_said_so(model: str, quantization: str, engine: str) -> None:
+    known = published(model, formats=("safetensors",))
+    options = [option for option in known if option.profile.quantization == quantization]
+    message = refused(ask(options, "mi210", engine=engine)).diagnosis.message
+
+    assert f"{engine} does not run {quantization} weights on amd device 0 (AMD Instinct MI210)" in message
+    assert "of architecture gfx90a; it does on gfx94, gfx95" in message
+    assert made(ask(options, "mi300x", engine=engine)).variant.quantization == quantization
+
+
 @pytest.mark.parametrize(
     ("model", "hardware", "quantization"),
     [

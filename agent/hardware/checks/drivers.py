@@ -79,7 +79,8 @@ def new_enough(case: Case) -> Iterator[Finding]:
             continue
         refused = [needed for needed in REQUIREMENTS if int(branch) < needed.branch]
         if not refused:
-            yield ok("engine-images", f"driver {driver.version} is new enough for the images of vLLM, SGLang, llama.cpp and Ollama")
+            enough = f"driver {driver.version} is new enough for the images of vLLM, SGLang, llama.cpp and Ollama"
+            yield ok("engine-images", enough)
             continue
         told = "; ".join(f"{needed.engines}: {needed.branch} or newer" for needed in refused)
         message = f"{_told(driver)} is too old for {told}"
