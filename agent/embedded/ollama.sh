@@ -22,6 +22,8 @@ main() {
         shift 2
     done
     shift
+    # What NVIDIA's driver compiles of its kernels (minutes) is kept, unlike the store.
+    [ -z "${HOME-}" ] || export CUDA_CACHE_PATH="${CUDA_CACHE_PATH:-$HOME/.nv/ComputeCache}"
     export OLLAMA_MODELS="$store" HOME="$store"
     {
         until "$@" list >/dev/null 2>&1; do

@@ -21,6 +21,7 @@ from agent.embedded.llama_server import spellings
 from agent.engines import openai
 from agent.engines.arguments import Options
 from agent.engines.base import (
+    CACHE_FOLDER,
     DEVICE_VARIABLES,
     Activity,
     Capabilities,
@@ -101,8 +102,12 @@ class LlamaCpp:
         }
     )
 
-    #: `.devops/*.Dockerfile`: the server lies in /app with its libraries, and writes nothing.
-    container = Containerized(("/app/llama-server",), read_only_root=True, any_user=True)
+    #: `.devops/*.Dockerfile`: the server lies in /app with its libraries, and writes nothing. NVIDIA's driver does, which
+    #: has to compile the kernels for most devices before Ada (minutes).
+    container = Containerized(
+        ("/app/llama-server",), read_only_root=True, any_user=True,
+        caches=MappingProxyType({"CUDA_CACHE_PATH": CACHE_FOLDER}),
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._options = Options.read("llama_cpp_options.txt", REFUSED_FLAGS)

@@ -19,6 +19,7 @@ from types import MappingProxyType
 
 from agent.engines import openai
 from agent.engines.base import (
+    CACHE_FOLDER,
     DEVICE_VARIABLES,
     Activity,
     Capabilities,
@@ -116,8 +117,12 @@ class Ollama:
         ),
     )
     metrics: Mapping[Metric, str] = MappingProxyType({})  # not offered
-    #: Whatever it writes lies in the store that the launcher makes, below /tmp.
-    container = Containerized(("/bin/ollama",), read_only_root=True, any_user=True, files=(str(_LAUNCHER),))
+    #: Whatever it writes lies in the store that the launcher makes, below /tmp; what NVIDIA's driver compiles of its
+    #: kernels is kept.
+    container = Containerized(
+        ("/bin/ollama",), read_only_root=True, any_user=True, files=(str(_LAUNCHER),),
+        caches=MappingProxyType({"CUDA_CACHE_PATH": CACHE_FOLDER}),
+    )  # fmt: skip
 
     def __init__(self) -> None:
         text = resources.files("agent.engines").joinpath("ollama_variables.txt").read_text(encoding="utf-8")

@@ -66,11 +66,11 @@ class Container:
     gpus: tuple[str, ...] = ()  # NVIDIA's UUIDs, of GPUs or MIG slices
     device_files: tuple[str, ...] = ()  # "/dev/kfd", "/dev/dri/renderD128": with the groups that own them
     shm_bytes: int = 64 * 1024**2  # Docker's own default
-    host_ipc: bool = False
     ulimits: Mapping[str, int] = field(default_factory=dict)  # -1: unlimited
     read_only_root: bool = False  # with a writable /tmp of its own
     user: str = ""  # "uid:gid"; "": the image's own
     stop_signal: signal.Signals = signal.SIGTERM
+    stop_seconds: int = 30  # from it to SIGKILL, where somebody else says `docker stop`
     own_entrypoint: bool = False  # `argv` is what the image's own entry point gets; else it is the whole command
     log_bytes: int = 16 * 1024**2  # of each of `log_files` that the container engine keeps
     log_files: int = 2

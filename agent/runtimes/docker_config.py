@@ -24,8 +24,6 @@ NETWORK = LABEL
 #: people's own folders too, whose labels are not ours to change (`:z` would): so this confinement is left out.
 _NO_SELINUX = "label=disable"
 _NANO = 10**9
-#: From the stop signal to SIGKILL where somebody else says `docker stop`; the agent has deadlines of its own.
-STOP_SECONDS = 30
 
 
 @frozen
@@ -69,7 +67,7 @@ def created(request: LaunchRequest, container: Container, around: Surroundings) 
         "Env": [f"{name}={value}" for name, value in sorted(_environment(request, container, around).items())],
         "ExposedPorts": {port: {}},
         "StopSignal": container.stop_signal.name,
-        "StopTimeout": STOP_SECONDS,
+        "StopTimeout": container.stop_seconds,
         "User": container.user,
         "Healthcheck": {"Test": ["NONE"]},  # the image's own asks the image's port: llama.cpp's would never be healthy
         "HostConfig": {
@@ -90,7 +88,7 @@ def created(request: LaunchRequest, container: Container, around: Surroundings) 
                 {"Name": name, "Soft": value, "Hard": value} for name, value in sorted(container.ulimits.items())
             ],
             "LogConfig": _log(container, around.facts),
-            **({"IpcMode": "host"} if container.host_ipc else {"ShmSize": container.shm_bytes}),
+            "ShmSize": container.shm_bytes,
             **_limits(request.resources),
             **_devices(container, around),
         },

@@ -47,6 +47,7 @@ def container(plan: Plan, how: Containerized, place: Place) -> Container:
         ulimits=how.ulimits,
         read_only_root=how.read_only_root,
         user=_user(how),
+        stop_seconds=how.stop_seconds,
         own_entrypoint=how.own_entrypoint,
     )
 

@@ -33,7 +33,7 @@ def host(container: Container, around: Surroundings) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("container", [CONTAINER, replace(CONTAINER, host_ipc=True, read_only_root=True)])
+@pytest.mark.parametrize("container", [CONTAINER, replace(CONTAINER, read_only_root=True)])
 def test_no_container_is_privileged_or_restarted_by_others(container: Container) -> None:
     made = host(container, DOCKER)
     assert (made["Privileged"], made["CapDrop"]) == (False, ["ALL"])
@@ -137,6 +137,7 @@ def test_a_container_that_never_ran_has_no_exit_status() -> None:
 
 
 LAUNCH_FAILED, DEVICE_FAILED = DiagnosisCode.LAUNCH_FAILED, DiagnosisCode.DEVICE_FAILED
+DISK_FULL = DiagnosisCode.DISK_FULL
 TOOLKIT_MISSING, DRIVER_UNSUPPORTED = DiagnosisCode.TOOLKIT_MISSING, DiagnosisCode.DRIVER_UNSUPPORTED
 
 
@@ -167,6 +168,51 @@ def test_a_refusal_reads_as_what_it_means(said: str, sentence: str, code: Diagno
     assert sentence in str(error)
     assert error.code is code
     assert bool(error.hint) == (code is not LAUNCH_FAILED)
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence", "code"),
+    [
+        # podman-container-tools/podman issues 27093, 3843, 19377, 19319, 22285, 27502; moby/moby issues 36473, 29638
+        ("mkdir /var/lib/docker/overlay2/80b87cb3384f-init: no space left on device", "disk", DISK_FULL),
+        ("creating container storage: creating read-write layer: write /var/lib/containers/x: no space left on device",
+         "disk", DISK_FULL),
+        ("mkdir /home/llm/.local/share/containers/storage/overlay/80b8: disk quota exceeded", "disk", DISK_FULL),
+        ("allocating lock for new container: allocation failed; exceeded num_locks (2048)", "no lock", LAUNCH_FAILED),
+        ("error allocating lock for new container: no space left on device", "no lock", LAUNCH_FAILED),
+        ("mkdir /sys/fs/cgroup/memory/docker/74ad1f: no space left on device", "control group", LAUNCH_FAILED),
+        ("crun: setrlimit `RLIMIT_MEMLOCK`: Operation not permitted: OCI permission denied", "ulimit", LAUNCH_FAILED),
+        ("error setting rlimit type 8: operation not permitted", "ulimit", LAUNCH_FAILED),
+        ("pasta failed with exit code 1:\nFailed to bind port 8000 (Address already in use) for option '-t 8000-8000'",
+         "port 8000 of 127.0.0.1 is taken", LAUNCH_FAILED),
+        ("pasta failed with exit code 1:\nFailed to bind port 80 (Permission denied) for option '-t 80-80'",
+         "may not publish port", LAUNCH_FAILED),
+        ("rootlessport cannot expose privileged port 80: listen tcp 0.0.0.0:80: bind: permission denied",
+         "may not publish port", LAUNCH_FAILED),
+        ("failed to bind host port for 192.0.2.7:8000:172.18.0.2:8000/tcp: cannot assign requested address",
+         "this host has no address", LAUNCH_FAILED),
+        ("stat /dev/kfd: no such file or directory", "a device file", DEVICE_FAILED),
+        ('crun: {"msg":"error executing hook `/usr/bin/nvidia-ctk` (exit code: 1)","level":"error"}',
+         "cannot give the", DEVICE_FAILED),
+        ("crun: executable file `/usr/bin/nvidia-cdi-hook` not found: No such file or directory", "finds no nvidia-c",
+         TOOLKIT_MISSING),
+    ],
+)  # fmt: skip
+def test_what_fills_up_and_what_podman_says_otherwise_is_told_apart(
+    said: str, sentence: str, code: DiagnosisCode
+) -> None:
+    error = docker_refusals.launch_error(said, CONTAINER)
+
+    assert sentence in str(error)
+    assert error.code is code
+    assert error.hint or code is LAUNCH_FAILED
+
+
+def test_only_a_port_that_is_taken_is_waited_for() -> None:
+    assert docker_refusals.port_taken("Failed to bind port 8000 (Address already in use) for option '-t 8000-8000'")
+    assert docker_refusals.port_taken("driver failed: failed to bind host port for 127.0.0.1:8000")
+    assert not docker_refusals.port_taken("Failed to bind port 80 (Permission denied) for option '-t 80-80'")
+    assert not docker_refusals.port_taken("failed to bind host port for 192.0.2.7: cannot assign requested address")
 
 
 def test_a_long_refusal_is_cut_to_its_end_where_the_cause_is() -> None:
