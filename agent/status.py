@@ -68,7 +68,7 @@ class DiagnosisCode(StrEnum):
     COMMUNICATION_FAILED = "communication_failed"  # its devices could not talk to each other (NCCL, RCCL)
     SOURCE_UNAVAILABLE = "source_unavailable"  # a hub or registry did not answer, or not in its protocol, or said later
     RUNTIME_UNAVAILABLE = "runtime_unavailable"  # the container engine does not run, does not answer, or refuses us
-    DISK_FULL = "disk_full"  # the engine could not write its own files
+    DISK_FULL = "disk_full"  # no room for files: of the engine, of a pull, or of the container engine
     STORE_FAILED = "store_failed"  # state could not be made durable, so nothing was started
     AGENT_FAILED = "agent_failed"  # a fault of the agent itself, in its log
     # a retry cannot help

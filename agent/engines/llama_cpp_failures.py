@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
-from agent.engines.signatures import Signature, Stage, by_status, find, last_line, staged, unexplained
+from agent.engines.signatures import CUDA_DRIVER, Signature, Stage, by_status, find, last_line, staged, unexplained
 from agent.status import Diagnosis, DiagnosisCode, ExitStatus
 
 _SMALLER = "lower limits.max_model_len or limits.max_num_seqs"
 _FETCH_AGAIN = "fetch the model again: its file is not what was published"
 
 OUT_OF_MEMORY = Signature(
-    r"(?:cudaMalloc|hipMalloc) failed|(?:CUDA|ROCm) error: out of memory|out of device memory|ErrorOutOfDeviceMemory",
+    r"(?:cudaMalloc|hipMalloc) failed|(?:CUDA|ROCm) error: out of memory|out of device memory|ErrorOutOfDeviceMemory"
+    r"|can't allocate \d+ Bytes of memory on device|UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY"
+    r"|ggml_\w*metal\w*: error: failed to allocate buffer|kIOGPUCommandBufferCallbackErrorOutOfMemory",
     DiagnosisCode.DEVICE_OOM,
     "the device's memory was exhausted",
     _SMALLER,
+)
+#: What follows, where a backend did not say it first. A buffer of the host's is "CUDA_Host", or "CPU".
+_NO_BUFFER = replace(
+    OUT_OF_MEMORY,
+    pattern=r"(?:failed|unable) to allocate (?:CUDA|ROCm|SYCL|Vulkan|MTL|Metal)\d*(?:_Private|_Mapped|_Split)? buffer",
 )
 #: When that was, by what stands after it in the log, or before.
 _STAGES = (
@@ -39,6 +47,13 @@ _STAGES = (
         "while the weights were loaded",
         "use a smaller quantization or more devices, or end what else holds the device's memory",
     ),
+)
+
+_NO_SUCH_DEVICE = Signature(
+    r'error while handling argument "--device": invalid device: (\S+)',
+    DiagnosisCode.DEVICE_FAILED,
+    "the engine does not find the device {0}",
+    "see `agentctl devices` and `agentctl doctor`: the device or its driver may have failed since the plan",
 )
 
 #: The first that is found decides, so causes stand before their consequences.
@@ -97,25 +112,15 @@ SIGNATURES: tuple[Signature, ...] = (
         "the model file does not hold what its own header promises ({0})",
         _FETCH_AGAIN,
     ),
+    *(replace(each, pattern=rf"^(?=.*(?:CUDA|ROCm) error: ).*?{each.pattern}") for each in CUDA_DRIVER),
     Signature(
-        r"(?:(?:CUDA|ROCm) error|failed to initialize (?:CUDA|ROCm)): (.*(?:driver version is insufficient"
-        r"|PTX was compiled with an unsupported toolchain).*)",
-        DiagnosisCode.DRIVER_UNSUPPORTED,
-        "the driver is too old for this build of the engine: {0}",
-        "install a newer driver, or a build for an older CUDA; `agentctl doctor` names both versions",
-    ),
-    Signature(
-        r"(?:CUDA|ROCm) error: (no kernel image is available .*|invalid device function.*)",
+        r"(?:CUDA|ROCm) error: (no kernel image is available .*|invalid device function.*"
+        r"|device kernel image is invalid.*)",
         DiagnosisCode.DEVICE_UNSUPPORTED,
         "this build of the engine has no code for the device: {0}",
         "install a build for this device; `agentctl devices` names its compute capability",
     ),
-    Signature(
-        r'error while handling argument "--device": invalid device: (\S+)',
-        DiagnosisCode.DEVICE_FAILED,
-        "the engine does not find the device {0}",
-        "see `agentctl devices` and `agentctl doctor`: the device or its driver may have failed since the plan",
-    ),
+    _NO_SUCH_DEVICE,
     Signature(
         r'error while handling argument "(.+?)": (.+)',
         DiagnosisCode.BAD_FLAG,
@@ -130,9 +135,10 @@ SIGNATURES: tuple[Signature, ...] = (
         "see `agentctl devices` for its condition, and the kernel's log",
     ),
     OUT_OF_MEMORY,
+    _NO_BUFFER,
     Signature(
         r"std::bad_alloc|failed to allocate (?:buffer|compute|output|\S+ buffer of size)"
-        r"|unable to allocate .* buffer|Cannot allocate memory",
+        r"|unable to allocate .* buffer|Cannot allocate memory|can't allocate \d+ Bytes of memory on host",
         DiagnosisCode.HOST_OOM,
         "the system refused the engine memory that it asked for",
         _SMALLER,
@@ -172,6 +178,9 @@ def launched(
 
 
 def by_log(signatures: Sequence[Signature], log_tail: str) -> Diagnosis | None:
-    """As `find`, and when it was that a device's memory ran out."""
+    """As `find`, and when it was that a device's memory ran out, or why there was no device: a build for CUDA that does
+    not come up says so at every start, and goes on unless it was told to use a device."""
     found = find(signatures, log_tail)
+    if found and found == find([_NO_SUCH_DEVICE], log_tail):
+        return find(CUDA_DRIVER, log_tail) or found
     return staged(found, log_tail, _STAGES) if found and found.code is DiagnosisCode.DEVICE_OOM else found

@@ -6,7 +6,7 @@ import re
 
 from agent.engines.llama_cpp_failures import SIGNATURES as OF_LLAMA_CPP
 from agent.engines.llama_cpp_failures import launched
-from agent.engines.signatures import Signature
+from agent.engines.signatures import CUDA_DRIVER, Signature
 from agent.status import Diagnosis, DiagnosisCode, ExitStatus
 
 SIGNATURES: tuple[Signature, ...] = (
@@ -40,12 +40,6 @@ SIGNATURES: tuple[Signature, ...] = (
         "LM Studio found too little memory for the model",
         "lower limits.max_model_len or limits.max_num_seqs",
     ),
-    Signature(
-        r"(?:cudaMalloc|hipMalloc) failed|unable to allocate (?:CUDA|ROCm|Vulkan)\d+ buffer|out of device memory",
-        DiagnosisCode.DEVICE_OOM,
-        "the device's memory was exhausted",
-        "lower limits.max_model_len or limits.max_num_seqs",
-    ),
     *OF_LLAMA_CPP,
     Signature(
         r"lm_studio\.sh: `lms ls --json` does not say|No model found with path being exactly",
@@ -53,6 +47,7 @@ SIGNATURES: tuple[Signature, ...] = (
         "LM Studio does not list the model file that was given to it",
         "this version cannot read it, or wants its files in another place: use llama.cpp",
     ),
+    *CUDA_DRIVER,  # with which it may go on on the CPU: what failed there stands above
 )
 #: How the last word of a launcher begins that ended the daemon: its exit status then says nothing.
 ENDED_BY_LAUNCHER = "lm_studio.sh: "

@@ -6,7 +6,7 @@ import re
 
 from agent.engines.llama_cpp_failures import SIGNATURES as OF_LLAMA_CPP
 from agent.engines.llama_cpp_failures import launched
-from agent.engines.signatures import Signature
+from agent.engines.signatures import CUDA_DRIVER, Signature
 from agent.status import Diagnosis, DiagnosisCode, ExitStatus
 
 SIGNATURES: tuple[Signature, ...] = (
@@ -53,6 +53,7 @@ SIGNATURES: tuple[Signature, ...] = (
         "Ollama takes no such name",
         "give a served_name of letters, digits, '.', '_' and '-', with at most one '/' in front of them",
     ),
+    *CUDA_DRIVER,  # with which it goes on on the CPU: what failed there stands above
 )
 #: The last word of the launcher that ended the server: its exit status then says nothing.
 NOT_LOADED = "ollama.sh: the model was not loaded"

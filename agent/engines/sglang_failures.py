@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from agent.engines.signatures import Signature
 from agent.engines.torch_failures import SIGNATURES as OF_TORCH
+from agent.engines.torch_failures import by_exit_code, oom_stages
 from agent.engines.torch_failures import diagnose as diagnose_torch
-from agent.engines.torch_failures import oom_stages
 from agent.status import Diagnosis, DiagnosisCode, ExitStatus
 
 _SMALLER = "lower limits.max_num_seqs, limits.max_model_len or limits.gpu_memory_utilization"
@@ -96,6 +96,9 @@ SIGNATURES: tuple[Signature, ...] = (
         DiagnosisCode.HOST_OOM,
         "a process of the engine was killed while it loaded, most often because host memory was exhausted",
         "raise limits.memory_bytes, or free host memory; the kernel's log tells",
+    ),
+    *by_exit_code(
+        r"scheduler died during initialization \(exit code: |Subprocess \S+ \(pid=\d+\) crashed with exit code "
     ),
     Signature(
         r"Received sigquit from a child process|Scheduler hit an exception|Initialization failed",

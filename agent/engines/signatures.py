@@ -40,6 +40,31 @@ class Stage:
     hint: str
 
 
+_OLDER_CUDA = "a build or image of an older CUDA (`image` in the spec, or catalog/engines.yaml)"
+#: CUDA's own words (`cudaGetErrorString`) for a driver that cannot run what a build brings, whatever an engine puts
+#: before them: errors 803; and 35, 36, 200, 222 and 804. What follows in a log (no device, a CPU) is a consequence.
+CUDA_DRIVER: tuple[Signature, ...] = (
+    Signature(
+        r"(system has unsupported display driver ?/ ?cuda driver combination)",
+        DiagnosisCode.DRIVER_UNSUPPORTED,
+        "the driver and the libraries of CUDA that the engine loads do not belong together: {0}",
+        "CUDA's compatibility libraries in the image are older or newer than the driver: install a newer driver, or "
+        f"use {_OLDER_CUDA}; after an upgrade of the driver, reboot",
+    ),
+    Signature(
+        r"(forward compatibility was attempted on non supported HW"
+        r"|(?:CUDA )?driver version is insufficient for (?:CUDA )?runtime version"
+        r"|API call is not supported in the installed CUDA driver"
+        r"|PTX was compiled with an unsupported toolchain"
+        r"|CUDA.*device kernel image is invalid)",  # AMD's runtime says the same of code for another architecture
+        DiagnosisCode.DRIVER_UNSUPPORTED,
+        "the driver is too old for this build of the engine: {0}",
+        f"install a newer driver, or use {_OLDER_CUDA}; `agentctl doctor` names both versions. The compatibility "
+        "libraries that an image brings against this run on data-centre devices only",
+    ),
+)
+
+
 def staged(found: Diagnosis, log_tail: str, stages: Sequence[Stage]) -> Diagnosis:
     """The same diagnosis with the stage, which decides what helps. The last stage stands first; where the log holds
     none of them, as the end of a long one may, nothing is said.

@@ -10,12 +10,24 @@ import re
 import signal
 from collections.abc import Sequence
 
-from agent.engines.signatures import Signature, Stage, by_status, ending_signal, find, last_line, staged, unexplained
+from agent.engines.signatures import (
+    CUDA_DRIVER,
+    Signature,
+    Stage,
+    by_status,
+    ending_signal,
+    find,
+    last_line,
+    staged,
+    unexplained,
+)
 from agent.status import Diagnosis, DiagnosisCode, ExitStatus
 
 _SMALLER = "lower limits.max_num_seqs, limits.max_model_len or limits.gpu_memory_utilization"
 _FETCH_AGAIN = "fetch the model again: its files are not what was published"
 _SEE_DEVICES = "see `agentctl devices` for its condition, and the kernel's log"
+_BUS_ERROR = "ended with SIGBUS: the shared memory of its processes (/dev/shm) is exhausted"
+_LARGER = "make it larger; a model file that is shortened while it is mapped ends an engine like this too"
 
 #: Memory of a device, wherever it ran out.
 OUT_OF_MEMORY: tuple[Signature, ...] = (
@@ -27,7 +39,8 @@ OUT_OF_MEMORY: tuple[Signature, ...] = (
         _SMALLER,
     ),
     Signature(
-        r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|hipErrorOutOfMemory",
+        r"CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|hipErrorOutOfMemory"
+        r"|UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",
         DiagnosisCode.DEVICE_OOM,
         "the device's memory was exhausted",
         _SMALLER,
@@ -45,6 +58,31 @@ def oom_stages(*, loading: str, loaded: str, serving: str) -> tuple[Stage, ...]:
         Stage(loading, "while the weights were loaded", "use more devices or a smaller quantization, or end what else "
               "holds the device's memory: `agentctl devices` shows it"),
     )  # fmt: skip
+
+
+def by_exit_code(said: str) -> tuple[Signature, ...]:
+    """What ended a process of the engine, of which the engine itself tells only the exit code, after `said`: the log
+    holds nothing of that process, and the status is its parent's."""
+    return (
+        Signature(
+            rf"(?:{said})-{int(signal.SIGBUS)}\b",
+            DiagnosisCode.SHARED_MEMORY,
+            f"a process of the engine {_BUS_ERROR}",
+            _LARGER,
+        ),
+        Signature(
+            rf"(?:{said})-{int(signal.SIGILL)}\b",
+            DiagnosisCode.CPU_UNSUPPORTED,
+            "a process of the engine uses instructions that this CPU lacks (SIGILL)",
+            "use a build or image for this CPU",
+        ),
+        Signature(
+            rf"(?:{said})-{int(signal.SIGKILL)}\b",
+            DiagnosisCode.HOST_OOM,
+            "a process of the engine was killed, most often because host memory was exhausted",
+            "raise limits.memory_bytes, or free host memory; the kernel's log tells",
+        ),
+    )
 
 
 #: The first that is found decides, so causes stand before their consequences.
@@ -68,9 +106,10 @@ SIGNATURES: tuple[Signature, ...] = (
         "the devices' NVSwitch is not set up, so the driver computes on none of them",
         "start nvidia-fabricmanager, of exactly the driver's version; `agentctl doctor` checks it",
     ),
+    *CUDA_DRIVER,
     Signature(
         r"(?:ImportError|OSError): lib(?:cuda|nvidia-ml)\.so\.1: cannot open shared object file"
-        r"|Found no NVIDIA driver on your system",
+        r"|Found no NVIDIA driver on your system|CUDA driver is a stub library",
         DiagnosisCode.TOOLKIT_MISSING,
         "the engine does not see the driver's libraries",
         "in a container, install the NVIDIA container toolkit; else the driver; `agentctl doctor` checks both",
@@ -82,20 +121,14 @@ SIGNATURES: tuple[Signature, ...] = (
         _SEE_DEVICES,
     ),
     Signature(
-        r"CUDA driver version is insufficient for CUDA runtime version",
-        DiagnosisCode.DRIVER_UNSUPPORTED,
-        "the driver is too old for this build of the engine",
-        "install a newer driver, or a build for an older CUDA; `agentctl doctor` names both versions",
-    ),
-    Signature(
         r"[Dd]river/library version mismatch",
         DiagnosisCode.DRIVER_UNSUPPORTED,
         "the driver in the kernel and its library are of different versions",
         "reboot, or reload the kernel module: the driver was upgraded while it was in use",
     ),
     Signature(
-        r"no kernel image is available for execution on the device"
-        r"|provided PTX was compiled with an unsupported toolchain|invalid device function",
+        r"no kernel image is available for execution on the device|invalid device function"
+        r"|HIP.*device kernel image is invalid",
         DiagnosisCode.DEVICE_UNSUPPORTED,
         "this build of the engine has no kernels for the device",
         "use a build for this device, or another device; `agentctl devices` names its compute capability",
@@ -122,11 +155,12 @@ SIGNATURES: tuple[Signature, ...] = (
     *OUT_OF_MEMORY,
     Signature(
         r"Error while creating shared memory segment|unable to (?:write to|mmap \d+ bytes from) file </torch_"
-        r"|No space left on device: '/dev/shm",
+        r"|unable to allocate shared memory\(shm\) for file|No space left on device: '/dev/shm",
         DiagnosisCode.SHARED_MEMORY,
         "the shared memory of its processes (/dev/shm) is exhausted",
         "make /dev/shm larger: of a container by its shm size, of the host by the mount's size option",
     ),
+    Signature(r"Fatal Python error: Bus error", DiagnosisCode.SHARED_MEMORY, f"it {_BUS_ERROR}", _LARGER),
     Signature(
         r"NCCL error|ncclUnhandledCudaError|ncclSystemError|ncclInternalError|unhandled system error"
         r"|Watchdog caught collective operation timeout|DistBackendError",
@@ -267,7 +301,5 @@ def diagnose(
         generic = found.code is DiagnosisCode.DEVICE_OOM and found == find(OUT_OF_MEMORY, log_tail)
         return staged(found, log_tail, stages) if generic else found
     if ending == signal.SIGBUS:
-        hint = "make it larger; a model file that is shortened while it is mapped ends an engine like this too"
-        message = "it ended with SIGBUS: the shared memory of its processes (/dev/shm) is exhausted"
-        return Diagnosis(DiagnosisCode.SHARED_MEMORY, message, evidence, hint)
+        return Diagnosis(DiagnosisCode.SHARED_MEMORY, f"it {_BUS_ERROR}", evidence, _LARGER)
     return unexplained(exit_status, evidence)

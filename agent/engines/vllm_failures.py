@@ -97,12 +97,6 @@ SIGNATURES: tuple[Signature, ...] = (
         "this version of vLLM does not know the architecture {0}",
         "use a newer vLLM, or another engine",
     ),
-    Signature(
-        r"Failed to infer device type",
-        DiagnosisCode.DEVICE_UNSUPPORTED,
-        "this build of vLLM finds no device that it was made for",
-        "see `agentctl doctor`; a build for the CPU is another package than one for CUDA",
-    ),
 )
 #: The newest lines of a server tell of requests; the first ones, of its start.
 _STAGES = torch_failures.oom_stages(
@@ -110,8 +104,16 @@ _STAGES = torch_failures.oom_stages(
     loaded=r"Model loading took",
     serving=r'Application startup complete|Avg prompt throughput|"(?:GET|POST) /',
 )
-#: What is left where nothing of the above is in the log: which part died.
+#: What is left where neither the above nor torch's lines, which name the cause, are in the log: that there is no
+#: device, or which part died.
 _PARTS: tuple[Signature, ...] = (
+    Signature(
+        r"Failed to infer device type",
+        DiagnosisCode.DEVICE_UNSUPPORTED,
+        "this build of vLLM finds no device that it was made for",
+        "see `agentctl doctor`; a build for the CPU is another package than one for CUDA",
+    ),
+    *torch_failures.by_exit_code(r"Worker proc \S+ died unexpectedly \(exit code: |Failed core proc\(s\): \{.*'\w+': "),
     Signature(
         r"Worker proc (\S+) died unexpectedly",
         DiagnosisCode.CRASHED,

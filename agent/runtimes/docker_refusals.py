@@ -11,7 +11,11 @@ from agent.runtimes.docker_config import NETWORK
 from agent.status import DiagnosisCode
 
 _IMAGE = r"no such image|unable to find .*image|image not known"
-_PORT = r"port is already allocated|address already in use|failed to bind"
+#: "failed to bind" stands before any reason (dockerd 28, podman's pasta): other ones have rows of their own.
+_PORT = (
+    r"port is already allocated|address already in use"
+    r"|failed to bind(?!.*(cannot assign requested address|permission denied))"
+)
 
 #: CDI specifications tell how a device is given to a container, of which driver. Some hosts write them anew at each
 #: boot and with each driver, a moment later than this agent starts: so it is tried again.
@@ -34,8 +38,13 @@ def _device(sentence: str, hint: str) -> _Meaning:
 _MEANINGS: dict[str, _Meaning] = {
     _IMAGE: _Meaning("the image {image} is gone from the container engine"),
     _PORT: _Meaning("port {port} of {address} is taken by another process or container"),
+    r"cannot expose privileged port|bind: permission denied|failed to bind port \d+ \(permission denied": _Meaning(
+        "the container engine runs without root, and may not publish port {port}: low ports are root's",
+        hint="choose a port from 1024 on, or lower the sysctl net.ipv4.ip_unprivileged_port_start",
+    ),
     r"cannot assign requested address": _Meaning("this host has no address {address} to publish port {port} at"),
-    r"could not select device driver|unknown or invalid runtime|nvidia[\w-]*: (no such file|executable file)": (
+    r"could not select device driver|unknown or invalid runtime|nvidia[\w-]*: (no such file|executable file)"
+    r"|executable file `\S*nvidia[\w-]*` not found": (
         _Meaning(
             "the container engine cannot give NVIDIA devices to containers: it finds no nvidia-container-toolkit",
             DiagnosisCode.TOOLKIT_MISSING,
@@ -63,19 +72,36 @@ _MEANINGS: dict[str, _Meaning] = {
     r"unknown device": _device(
         "NVIDIA's container toolkit does not know a device of the plan", "`nvidia-smi -L` lists those that it knows"
     ),
-    r"nvidia-container-cli|nvidia-cdi-hook|nvidia-container-runtime": _device(
+    r"nvidia-container-cli|nvidia-cdi-hook|nvidia-ctk|nvidia-container-runtime": _device(
         "NVIDIA's container toolkit cannot give the devices to the container",
         "`nvidia-container-cli info` and `nvidia-smi` show whether the driver answers",
     ),
     r"name \S+ is already in use": _Meaning(
         "another container has the name that this instance was to get: `docker rm` it"
     ),
-    r"error gathering device information|no such device": _device(
+    r"error gathering device information|no such device|stat /dev/\S+: no such file": _device(
         "a device file to be handed in is not on this host",
         "`ls -l /dev/kfd /dev/dri` and `agentctl devices` show them",
     ),
-    r"no space left on device": _Meaning("no space is left on the container engine's disk"),
-    r"setting rlimit": _Meaning("the container engine may not raise a limit (ulimit) as high as this engine needs it"),
+    # Two tables that fill up while the disk has room: podman's locks (since 4.0 by their name), the kernel's cgroups.
+    r"allocating lock .*(no space left on device|num_locks)": _Meaning(
+        "podman has no lock left for another container",
+        hint="each container, pod and volume holds one: remove unused ones (`podman ps -a`, `podman volume ls`), or "
+        "raise num_locks in containers.conf, then `podman system renumber`",
+    ),
+    r"/sys/fs/cgroup\S*: no space left on device": _Meaning(
+        "the kernel has no room for another control group, or the one above it has no CPUs",
+        hint="too many are left of containers that ended (/proc/cgroups counts them): a reboot ends them",
+    ),
+    r"no space left on device|disk quota exceeded": _Meaning(
+        "no space is left on the container engine's disk",
+        DiagnosisCode.DISK_FULL,
+        "free space where it keeps its data (`docker system df` or `podman system df` tells what takes it, "
+        "`docker info` where it is)",
+    ),
+    r"setting rlimit|setrlimit": _Meaning(
+        "the container engine may not raise a limit (ulimit) as high as this engine needs it"
+    ),
     r"init binary not found|catatonit": _Meaning(
         "the container engine lacks its init program (podman: install catatonit)"
     ),
