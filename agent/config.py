@@ -5,8 +5,8 @@ Later sources win, field by field; lists are replaced as a whole:
 1. built-in defaults (`agent.settings`; for directories and sockets `agent.paths`)
 2. `<config directory>/agentd.yaml`, or the file given with `--config`
 3. `<config directory>/agentd.d/*.yaml`, in the order of their names
-4. environment variables: `AGENTD_POLICY__PORTS__FIRST=9000`, values in YAML
-5. the command line: `--set policy.ports.first=9000`, values in YAML
+4. environment variables: `AGENTD_POLICY__PORTS__LAST=8299`, values in YAML
+5. the command line: `--set policy.ports.last=8299`, values in YAML
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _override(text: str) -> tuple[str, Tree]:
     field, equals, value = text.partition("=")
     path = _split(field)
     if not equals or not all(path):
-        raise invalid(FieldViolation("--set", "must be FIELD=VALUE, such as policy.ports.first=9000"))
+        raise invalid(FieldViolation("--set", "must be FIELD=VALUE, such as policy.ports.last=8299"))
     return f"--set {dotted(path)}", _nested(path, load_value(value, f"--set {dotted(path)}"))
 
 

@@ -45,10 +45,10 @@ Sources, in their order; later ones win field by field, and a list replaces the 
 2. `agentd.yaml` in the configuration directory, or the file given with `--config`
 3. `agentd.d/*.yaml` in the configuration directory, in the order of their names
 4. environment variables: `AGENTD_` and the field's path in capitals, `__` between its parts, the value in YAML:
-   `AGENTD_POLICY__PORTS__FIRST=9000`. Engines have no variables of their own:
+   `AGENTD_POLICY__PORTS__LAST=8299`. Engines have no variables of their own:
    `AGENTD_ENGINES='{{llama.cpp: {{binary: [/opt/llama-server]}}}}'`. `AGENTD_SOCKET` and `AGENTD_FAILPOINTS` are no
    configuration.
-5. the command line: `--set policy.ports.first=9000`
+5. the command line: `--set policy.ports.last=8299`
 
 The configuration directory is `/etc/llm-node-agent` for the system's agent and `$XDG_CONFIG_HOME/llm-node-agent`
 (`~/.config/llm-node-agent`) for a user's. `agentctl config show --origin` shows each value and where it came from;

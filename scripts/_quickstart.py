@@ -114,9 +114,10 @@ def private_node(undo: contextlib.ExitStack) -> Node:
     """A daemon whose directories are all temporary; afterwards nothing of it is left."""
     root = Path(tempfile.mkdtemp(prefix="quickstart-"))
     undo.callback(shutil.rmtree, root, ignore_errors=True)
-    undo.callback(no_leftovers, root)
     places = {f"XDG_{name}": str(root / name) for name in ("STATE_HOME", "CACHE_HOME", "CONFIG_HOME", "RUNTIME_DIR")}
     environ = {key: value for key, value in os.environ.items() if not key.startswith("AGENTD_")} | places
+    undo.callback(remove_cgroups, default_paths("user", environ).state / "node.uid")
+    undo.callback(no_leftovers, root)
     return started(environ, root / "agentd.log", undo)
 
 
@@ -250,6 +251,19 @@ def no_leftovers(root: Path) -> None:
                 os.kill(int(entry.name), signal.SIGKILL)
     if found:
         raise Failure("processes were left behind (now killed): " + "; ".join(f"{pid} {line}" for pid, line in found))
+
+
+def remove_cgroups(uid: Path) -> None:
+    """Removes the groups of a node, which its daemon leaves for the next one: here none comes."""
+    if not uid.exists():
+        return
+    name = f"llm-node-agent-{uid.read_text().strip()[:8]}"
+    for parent, folders, _ in os.walk("/sys/fs/cgroup"):  # goes on where a group vanishes meanwhile
+        if name in folders:
+            top = Path(parent, name)
+            for group in (*top.glob("*/"), top):
+                with contextlib.suppress(OSError):  # a process that was left is complained of already
+                    group.rmdir()
 
 
 def spawn(program: str, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:

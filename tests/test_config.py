@@ -51,6 +51,14 @@ def sources(tmp_path: Path) -> Sources:
     return Sources(tmp_path)
 
 
+def test_the_settings_that_the_reference_shows_can_be_set_alone(sources):
+    page = (ROOT / "docs/reference/config.md").read_text()
+    overrides = re.findall(r"`--set (\S+)`", page)
+    variables = dict(re.findall(r"`(AGENTD_[A-Z_]+)=([^'`\s]+)`", page))
+    assert (len(overrides), list(variables)) == (1, ["AGENTD_POLICY__PORTS__LAST"])
+    assert sources.load(*overrides).config == sources.load(**variables).config != sources.load().config
+
+
 # Defaults
 
 
@@ -297,7 +305,7 @@ def test_an_unknown_variable_is_refused_with_the_nearest_known_one(sources, name
 
 @pytest.mark.parametrize("override", ["", "=", "=1", "policy", "policy.ports.first", "policy..first=1", ".a=1", "a.=1"])
 def test_an_override_that_is_no_assignment_is_refused(sources, override):
-    assert sources.refused(override).message == "--set: must be FIELD=VALUE, such as policy.ports.first=9000"
+    assert sources.refused(override).message == "--set: must be FIELD=VALUE, such as policy.ports.last=8299"
 
 
 @pytest.mark.parametrize(

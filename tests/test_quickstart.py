@@ -40,6 +40,11 @@ def processes_that_name(place: Path) -> list[str]:
     return found
 
 
+def cgroups_of(uids: list[str]) -> list[str]:
+    names = {f"llm-node-agent-{uid[:8]}" for uid in uids}
+    return [parent for parent, folders, _ in os.walk("/sys/fs/cgroup") if names & set(folders)]
+
+
 @pytest.mark.parametrize("step", ["starting agentd", "agentctl apply", "agentctl wait", "asking it"])
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM], ids=lambda sig: sig.name)
 def test_an_interrupted_quickstart_stops_everything_it_started(place, step, sig):
@@ -55,10 +60,12 @@ def test_an_interrupted_quickstart_stops_everything_it_started(place, step, sig)
     assert script.stdout is not None
     with script.stdout as output:
         told = next(line for line in output if step in line)
+        uids = [file.read_text() for file in place.glob("quickstart-*/STATE_HOME/llm-node-agent/node.uid")]
         (os.killpg if sig is signal.SIGINT else os.kill)(script.pid, sig)
         told += output.read()
 
     assert script.wait(timeout=30) == 128 + sig, told
     assert "left behind" not in told
     assert processes_that_name(place) == []
+    assert (cgroups_of(uids), len(uids)) == ([], 0 if step == "starting agentd" else 1)
     assert list(place.iterdir()) == []

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
+from click.shell_completion import BashComplete, CompletionItem, add_completion_class
+
+import agent
 from agent.api.client import Client
 from agent.ctl.app import App
 from agent.ctl.values import short
@@ -12,6 +16,33 @@ from agent.errors import AgentError
 
 #: Seconds. A shell that hangs at TAB is worse than one that completes nothing.
 DEADLINE_SECONDS: Final = 1.0
+
+
+class Bash(BashComplete):
+    """Bash takes `qwen3:14` and `--for=re` apart at `:` and `=`, and replaces only what is behind the last of them."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._stays = ""  # the part of the last word that bash leaves as it is
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        args, last = super().get_completion_args()
+        words: list[str] = []
+        for word in (*args, last):
+            breaks = (":", "=") if words and words[-1].startswith("--") else (":",)
+            if words and word and (word in breaks or words[-1].endswith(breaks)):
+                words[-1] += word
+            else:
+                words.append(word)
+        if words[-1] != last:
+            self._stays = words[-1][: words[-1].rfind(":") + 1]
+        return words[:-1], words[-1]
+
+    def format_completion(self, item: CompletionItem[Any]) -> str:
+        return f"{item.type},{item.value.removeprefix(self._stays)}"
+
+
+add_completion_class(Bash)
 
 
 def deployment_names(app: App) -> list[str]:
@@ -33,6 +64,14 @@ def model_names(app: App) -> list[str]:
         app,
         lambda client: [name for model in client.list_models() for name in (short(model.name).lower(), *model.aliases)],
     )
+
+
+def hardware_models() -> list[str]:
+    """Ids of the GPUs that plans know. Out of their table itself: what else reads it is the daemon's."""
+    import json  # noqa: PLC0415  (no command needs it for its start)
+
+    table = Path(agent.__file__).parent / "hardware/catalog.json"
+    return [row["id"] for row in json.loads(table.read_text(encoding="utf-8"))["models"]]
 
 
 def _asked(app: App, names: Callable[[Client], list[str]]) -> list[str]:

@@ -35,7 +35,7 @@ MEANING: Final[dict[Exit, str]] = {
     Exit.USAGE: "Wrong usage, or a spec or configuration that breaks a rule. Nothing was changed.",
     Exit.NOT_FOUND: "The named deployment, instance, model or file does not exist.",
     Exit.CONFLICT: "It was changed by somebody else, or the name serves something else. Read again, then retry.",
-    Exit.PRECONDITION: "The node cannot do it as it stands: no room, policy, no weights, disk full, older daemon.",
+    Exit.PRECONDITION: "The node cannot do it now: no room, policy, no weights, disk full, stopped, older daemon.",
     Exit.UNREACHABLE: "No agentd answers: not running, still starting, or hung.",
     Exit.TIMEOUT: "What was waited for did not happen within --timeout. It may still happen.",
     Exit.PERMISSION: "The socket may not be opened, or is the read-only one.",

@@ -85,8 +85,7 @@ def report(error: AgentError, *, as_json: bool) -> Exit:
 def _lines(error: AgentError) -> list[str]:
     first, *more = error.message.splitlines() or [type(error).__name__]
     lines = [click.style("error: ", fg="red", bold=True) + first, *(f"  {line}" for line in more)]
-    rules = [f"{violation.field}: {violation.rule}" for violation in error.violations]
-    lines += [f"  {rule}" for rule in rules if rule not in error.message]  # a single one often is the message
+    lines += [f"  {one.field}: {one.rule}" for one in error.violations if one.rule not in error.message]
     if isinstance(error, DeploymentFailed):
         lines += [f"  evidence: {line}" for line in error.diagnosis.evidence.splitlines()]
     if error.hint:

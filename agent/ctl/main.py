@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn
 
 import click
 
+from agent import __version__
 from agent.ctl import options
 from agent.ctl.app import App
 from agent.ctl.exits import Exit
@@ -66,10 +67,8 @@ class Root(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            import difflib  # noqa: PLC0415  (only a mistyped command needs it)
-
-            if near := difflib.get_close_matches(args[0], COMMANDS, n=1):
-                raise click.UsageError(f"{error.message} Did you mean {near[0]}?", ctx) from error
+            if near := _near(args[0]):
+                raise click.UsageError(f"{error.message} Did you mean {near}?", ctx) from error
             raise
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -105,8 +104,31 @@ class Root(click.Group):
             return report(_told(error), as_json=as_json)
 
 
+def _near(word: str) -> str:
+    """The command that was meant: the only one that begins so, or one that is spelled almost so."""
+    import difflib  # noqa: PLC0415  (only a mistyped command needs it)
+
+    longer = [name for name in COMMANDS if name.startswith(word)]
+    near = longer if len(longer) == 1 else difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.7)
+    return near[0] if near else ""
+
+
+def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(f"agentctl {__version__}")
+        ctx.exit()
+
+
 @options.with_help
 @click.group(cls=Root)
+@options.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version of agentctl and exit; the command `version` also asks the daemon.",
+)
 @options.socket
 @options.call_timeout
 @click.pass_context

@@ -26,6 +26,8 @@ def _hint(client: Client, name: str) -> str:
         known = [short(deployment.name) for deployment in client.list_deployments()]
     except AgentError:
         return ""  # the NotFound is the news; that the list cannot be had is not
+    if name in known:
+        return ""  # it is something of this deployment that is not there
     if near := difflib.get_close_matches(name, known, n=1):
         return f"did you mean {near[0]}?"
     return "there are: " + ", ".join(sorted(known)[:10]) if known else "there are no deployments"

@@ -11,7 +11,7 @@ import click
 from click import shell_completion
 
 from agent.ctl.app import App
-from agent.ctl.completion import artifact_references, deployment_names, device_ids, model_names
+from agent.ctl.completion import artifact_references, deployment_names, device_ids, hardware_models, model_names
 from agent.ctl.output import Format
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -42,6 +42,18 @@ class Duration(click.ParamType[float]):
 
 
 DURATION: Final = Duration()
+
+
+class Word(click.types.StringParamType):
+    """Any text, of which the shell completes what is known here. What is valid is the daemon's to say."""
+
+    def __init__(self, *known: str) -> None:
+        self.known = known
+
+    def shell_complete(
+        self, _ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[shell_completion.CompletionItem]:
+        return [shell_completion.CompletionItem(one) for one in self.known if one.startswith(incomplete.lower())]
 
 
 class Option(click.Option):
@@ -128,6 +140,7 @@ def hardware(command: Command) -> Command:
     return option(
         "--hardware",
         metavar="MODEL[:COUNT]|FILE",
+        shell_complete=complete_hardware,
         help="Described hardware instead of this node's: h100-sxm:8, or a YAML file.",
     )(command)
 
@@ -195,12 +208,26 @@ def complete_artifacts(
 
 
 def complete_models(
-    ctx: click.Context, _param: click.Parameter, incomplete: str
+    ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[shell_completion.CompletionItem]:
     """Names of the catalog; files, where none begins so."""
     known = model_names(ctx.ensure_object(App)) if "/" not in incomplete else []
     found = [shell_completion.CompletionItem(one) for one in known if one.startswith(incomplete.lower())]
-    return found or [shell_completion.CompletionItem(incomplete, type="file")]
+    return found or complete_files(ctx, param, incomplete)
+
+
+def complete_hardware(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[shell_completion.CompletionItem]:
+    """GPUs that can be described by their name; files, where none begins so."""
+    found = [shell_completion.CompletionItem(one) for one in hardware_models() if one.startswith(incomplete.lower())]
+    return found or complete_files(ctx, param, incomplete)
+
+
+def complete_files(
+    _ctx: click.Context, _param: click.Parameter, incomplete: str
+) -> list[shell_completion.CompletionItem]:
+    return [shell_completion.CompletionItem(incomplete, type="file")]
 
 
 def _store(attribute: str) -> Callable[[click.Context, click.Parameter, Any], None]:

@@ -30,7 +30,8 @@ The first of these sockets on which somebody listens:
 2. `control.sock` of this user's agentd: in `$XDG_RUNTIME_DIR/llm-node-agent`, or without that variable in
    `~/.local/state/llm-node-agent/run`
 3. `control.sock` of the system's agentd: in `/run/llm-node-agent`
-4. `readonly.sock` of the two, in the same order, for commands that change nothing
+4. `readonly.sock` of the two, in the same order, for commands that only look. `plan` is none of them: it opens files
+   that the caller names, with the daemon's rights
 
 ## Output
 
@@ -45,7 +46,8 @@ Times are RFC 3339, in UTC. A list of resources is an object with one field: `{"
 
 An error is `error: ` and a sentence, the broken rules one a line, and `hint: ` with what to do next. With `-o json` it
 is an object on stderr: `{"error": {"code", "exit", "message", "violations": [{"field", "rule"}], "hint"}}`. For a
-failed deployment it has `diagnosis` and `evidence` as well. `AGENTCTL_DEBUG=1` adds the traceback.
+failed deployment it has `diagnosis` and `evidence` as well. An `apply` that ends half way prints what it did, too.
+`AGENTCTL_DEBUG=1` adds the traceback.
 
 ## Completion
 

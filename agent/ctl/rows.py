@@ -92,10 +92,15 @@ def limits(deployment: pb.Deployment) -> str:
     return f"{chosen['max_num_seqs']} x {chosen['max_model_len']}" if chosen else ""
 
 
+def endpoint(deployment: pb.Deployment) -> str:
+    """Empty where no engine runs that could listen there; the port is kept for the next one."""
+    return deployment.endpoint if deployment.instance.live else ""
+
+
 def granted(deployment: pb.Deployment) -> str:
-    """The same as read back from the engine; `?` for what it does not tell."""
+    """The same as read back from the engine that runs; `?` for what it does not tell."""
     given = deployment.granted
-    if not deployment.HasField("granted"):
+    if not deployment.HasField("granted") or not deployment.instance.live:
         return ""
     seqs = given.max_num_seqs if given.HasField("max_num_seqs") else "?"
     return f"{seqs} x {given.max_model_len if given.HasField('max_model_len') else '?'}"
@@ -168,10 +173,10 @@ def deployments(now: float) -> tuple[Column[pb.Deployment], ...]:
         Column("MODEL", lambda d: short(model(d))),
         Column("LIMITS", limits),
         Column("GRANTED", granted, wide=True),
-        Column("ENDPOINT", lambda d: d.endpoint),
+        Column("ENDPOINT", endpoint),
         Column("RESTARTS", lambda d: str(d.restarts), right=True),
         Column("PID", lambda d: number(d.instance, "pid"), wide=True, right=True),
-        Column("MEMORY", lambda d: memory(d.instance), wide=True, right=True),
+        Column("MEMORY", lambda d: memory(d.instance) if d.instance.live else "", wide=True, right=True),
         Column("GENERATION", lambda d: str(d.generation), wide=True, right=True),
         Column("ATTEMPT", lambda d: str(d.instance.attempt or ""), wide=True, right=True),
         Column("SINCE", lambda d: since(d.phase_time, now), wide=True),

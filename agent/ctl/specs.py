@@ -17,15 +17,18 @@ import click
 
 from agent.api.client import Client
 from agent.ctl.failures import Usage
-from agent.ctl.options import option
+from agent.ctl.options import Word, option
 from agent.errors import FieldViolation, InvalidArgument, NotFound
+from agent.frozen import frozen
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 #: Bytes of a file of specs, of a configuration, or of an export of the ledger; real ones have far less.
 MOST_BYTES: Final = 16 * 1024**2
 #: What a model reference may begin with. A name of the catalog may have a colon, too: `qwen3:8b`.
-_SCHEMES: Final = frozenset({"file", "package", "hf", "s3", "gs", "oci", "ollama", "ms"})
+SCHEMES: Final = frozenset(
+    {"file", "package", "hf", "https", "http", "s3", "gs", "oci", "ollama", "ms", "gateway"}
+)  # fmt: skip
 #: `owner/name`, with a revision or quantization behind it.
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+([@:].*)?", re.ASCII)
 #: The tail of a weight file's name that says how it is quantized: `.Q4_K_M`, `-F16`. It is no part of a good name.
@@ -40,6 +43,11 @@ _TASKS: Final = ("chat", "completion", "embedding", "rerank")
 AIMS: Final = (
     "auto", "throughput", "latency", "long-context", "structured-output", "shared-prefixes", "development",
 )  # fmt: skip
+RUNTIMES: Final = ("auto", "process", "docker")
+ENGINES: Final = (
+    "llama.cpp", "vllm", "sglang", "tensorrt-llm", "nim", "tgi", "mlx-lm", "ollama", "lm-studio", "ctranslate2",
+    "litellm",
+)  # fmt: skip
 TASK: Final[_Flag] = ("--task", "task", click.Choice(_TASKS), "What the model is used for.")
 #: Hints, which shape what nobody asked for.
 WORKLOAD: Final[tuple[_Flag, ...]] = (
@@ -49,16 +57,16 @@ WORKLOAD: Final[tuple[_Flag, ...]] = (
 )
 _FLAGS: Final[tuple[_Flag, ...]] = (
     ("--name", "name", str, "Name of the deployment. Default: made from the model's."),
-    ("--engine", "engine", str, "Engine, or auto."),
-    ("--runtime", "runtime", str, "process, docker, or auto."),
+    ("--engine", "engine", Word("auto", *ENGINES), "Engine, or auto."),
+    ("--runtime", "runtime", Word(*RUNTIMES), "process, docker, or auto."),
     ("--image", "image", str, "Image to run the engine in, with registry and tag; needs --engine."),
     TASK,
     ("--quantization", "quantization", str, "Quantization, or auto."),
     ("--max-num-seqs", "limits.max_num_seqs", int, "Sequences served at the same time."),
     ("--max-model-len", "limits.max_model_len", int, "Tokens of context for each sequence."),
     ("--kv-cache-dtype", "limits.kv_cache_dtype", str, "Data type of the KV cache."),
-    ("--devices", "devices", str, "auto, cpu, or device ids with commas between."),
-    ("--port", "port", str, "Port to listen on, or auto."),
+    ("--devices", "devices", Word("auto", "cpu"), "auto, cpu, or device ids with commas between."),
+    ("--port", "port", Word("auto"), "Port to listen on, or auto."),
     *WORKLOAD,
 )
 
@@ -137,7 +145,7 @@ def resolve_model(model: str, named: Named) -> tuple[str, str]:
     A path becomes absolute here: the daemon's working directory is another one.
     """
     scheme, colon, rest = model.partition(":")
-    if colon and (scheme in _SCHEMES or rest.startswith("/")):  # another scheme is the daemon's to refuse
+    if colon and (scheme in SCHEMES or rest.startswith("/")):  # another scheme is the daemon's to refuse
         return model, ""  # a file whose name begins like a scheme is given as ./file
     path = os.path.expanduser(model)  # noqa: PTH111 - `Path.expanduser` raises where there is no home
     if model.startswith(("/", "./", "../", "~")) or model.lower().endswith(".gguf") or os.path.exists(path):  # noqa: PTH110 - `Path.exists` raises for a long name
@@ -155,7 +163,10 @@ def by_catalog(client: Callable[[], Client]) -> Named:
     """Names as the daemon's catalog knows them; it is asked only for what can be one."""
 
     def named(text: str) -> tuple[str, str]:
-        found = client().resolve_model(text)
+        try:
+            found = client().resolve_model(text)
+        except InvalidArgument as error:  # its field is the API's
+            raise Usage("MODEL " + "; ".join(violation.rule for violation in error.violations)) from error
         return found.reference, found.model.task
 
     return named
@@ -164,37 +175,54 @@ def by_catalog(client: Callable[[], Client]) -> Named:
 def default_name(reference: str) -> str:
     """A valid deployment name from a model reference: `file:/m/Qwen2.5-0.5B.Q4_K_M.gguf` -> `qwen2-5-0-5b`."""
     scheme, _, rest = reference.partition(":")
-    if scheme in {"hf", "ms"}:
-        reference = re.split("[@:]", rest, maxsplit=1)[0]
-    elif scheme in {"oci", "ollama"}:  # a tag says of which size it is
-        reference = rest.partition("@")[0].removesuffix(":latest").rpartition("/")[2].replace(":", "-")
-    stem = reference.partition("#")[0].rpartition("/")[2].rpartition(":")[2].removesuffix(".gguf")
+    match scheme:
+        case "gateway":  # not called like those that it forwards to: these names are taken
+            return scheme
+        case "hf" | "ms":
+            rest = re.split("[@:]", rest, maxsplit=1)[0]
+        case "oci" | "ollama":  # a tag says of which size it is, and becomes a part of the name
+            rest = rest.partition("@")[0].removesuffix(":latest")
+        case "https" | "http" | "s3" | "gs":
+            rest = re.split("[?#]", rest, maxsplit=1)[0]
+    stem = rest.rstrip("/").rpartition("/")[2].removesuffix(".gguf")
     slug = re.sub(r"[^a-z0-9]+", "-", _QUANTIZATION.sub("", stem).lower()).strip("-")
     return slug[:63].rstrip("-") or "model"
 
 
-def read_all(files: Iterable[str]) -> list[dict[str, Any]]:
+@frozen
+class Document:
+    """A spec, and where it was read: `chat.yaml, document 2 (embed)`."""
+
+    spec: dict[str, Any]
+    place: str
+
+
+def read_all(files: Iterable[str]) -> list[Document]:
     """All documents of all files (`-`: standard input), in order.
 
-    Raises `NotFound` for a file that is not there, and `InvalidArgument` for what is not YAML, and for a
-    deployment that two documents describe: the later one would win silently.
+    Raises `NotFound` for a file that is not there, and `InvalidArgument` for what is not YAML, for a deployment that
+    two documents describe (the later one would win silently), and for a port that two deployments want.
     """
     from agent.spec import load_specs  # noqa: PLC0415  (pydantic and YAML: 100 ms that only files pay)
 
-    specs: list[dict[str, Any]] = []
-    seen: dict[str, str] = {}
+    documents: list[Document] = []
+    claimed: dict[tuple[str, Any], str] = {}
     for file in files:
         source = "standard input" if file == "-" else file
-        for spec in load_specs(read(file), source):
-            name = str(spec.get("name", ""))
-            if name and name in seen:
-                violation = FieldViolation("name", f"{name!r} is also in {seen[name]}; a deployment is described once")
-                raise InvalidArgument(f"{source}: two documents for one deployment", violations=(violation,))
-            seen[name] = source
-            specs.append(spec)
-    if not specs:
+        specs = load_specs(read(file), source)
+        for position, spec in enumerate(specs, 1):
+            name, port = str(spec.get("name", "")), spec.get("port")
+            part = f", document {position}" if len(specs) > 1 else ""
+            place = f"{source}{part} ({name or 'no name'})"
+            for field, value in (("name", name), ("port", port if isinstance(port, int) else "")):
+                if value and (other := claimed.get((field, value))):
+                    violation = FieldViolation(field, f"{value!r} is also in {other}")
+                    raise InvalidArgument(f"{place}: two documents with one {field}", violations=(violation,))
+                claimed[field, value] = place
+            documents.append(Document(spec, place))
+    if not documents:
         raise InvalidArgument("there is no deployment in " + ", ".join(files))
-    return specs
+    return documents
 
 
 def read(file: str) -> str:
@@ -218,7 +246,10 @@ def _typed(field: str, value: Any) -> Any:
     if field == "port" and value.isdecimal():
         return int(value)
     if field == "devices" and value not in {"auto", "cpu"}:
-        return [device.strip() for device in value.split(",")]
+        devices = [device.strip() for device in value.split(",")]
+        if not all(devices):
+            raise Usage(f"--devices {value!r}: an id is empty", hint="auto, cpu, or device ids with commas between")
+        return devices
     return value
 
 

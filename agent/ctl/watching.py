@@ -15,7 +15,7 @@ from agent.api.client import Client
 from agent.ctl import rows
 from agent.ctl.failures import DeploymentFailed, Timeout
 from agent.ctl.values import short
-from agent.errors import NotFound, Unavailable
+from agent.errors import FailedPrecondition, NotFound, Unavailable
 from agent.v1 import agent_pb2 as pb
 
 RECONNECT_SECONDS: Final = 0.5  # a daemon restarts in 0.6 s; asking twice in that time is enough
@@ -34,8 +34,8 @@ def reached(goal: Goal, now: pb.Deployment, before: pb.Deployment | None = None)
     """Whether `now` is what is waited for.
 
     `before` is the state that a change was asked in: as long as nothing moved, its READY or FAILED are answers
-    to an older question. Raises `DeploymentFailed` when READY is waited for and cannot come, and `NotFound` when
-    the deployment was deleted meanwhile.
+    to an older question. Raises `DeploymentFailed` or, where it is to be stopped, `FailedPrecondition` when READY is
+    waited for and cannot come, and `NotFound` when the deployment was deleted meanwhile.
     """
     if before is not None and _unmoved(now, before):
         return False
@@ -46,6 +46,8 @@ def reached(goal: Goal, now: pb.Deployment, before: pb.Deployment | None = None)
             raise NotFound(f"deployment {short(now.name)} was deleted meanwhile")
         case Goal.READY, pb.PHASE_FAILED:
             raise DeploymentFailed(now)
+        case Goal.READY, _ if now.desired == pb.DESIRED_STOP:
+            raise _stopped(now)
         case Goal.READY, pb.PHASE_READY:
             return now.observed_generation >= now.generation  # else it is the old spec's engine that still serves
         case _:
@@ -110,6 +112,14 @@ def _unmoved(now: pb.Deployment, before: pb.Deployment) -> bool:
     return same and now.instance.name == before.instance.name
 
 
+def _stopped(now: pb.Deployment) -> FailedPrecondition:
+    name = short(now.name)
+    state = "is stopped" if now.phase == pb.PHASE_STOPPED else "is being stopped"
+    return FailedPrecondition(
+        f"deployment {name} {state}, and is ready only after a start", hint=f"`agentctl start {name}`"
+    )
+
+
 def _timeout(name: str, goal: Goal, seconds: float, last: pb.Deployment | None) -> Timeout:
     state = f"it is {rows.phase(last)}: {last.message or last.reason}" if last is not None else "its state is not known"
     hint = f"it goes on without you; agentctl wait {name} --for {goal} waits again"
@@ -117,4 +127,4 @@ def _timeout(name: str, goal: Goal, seconds: float, last: pb.Deployment | None) 
         state += f"; before that {failed.code}: {failed.message}"
     if last is not None and last.diagnosis.hint:
         hint = f"{last.diagnosis.hint}; {hint}"
-    return Timeout(f"deployment {name} is not {goal} after {seconds:g} s; {state}", hint=hint)
+    return Timeout(f"deployment {name} is not {goal} after {round(seconds, 1):g} s; {state}", hint=hint)

@@ -47,7 +47,7 @@ def test_all_documents_are_checked_before_the_first_is_applied(ctl: Invoke, serv
     done = ctl("apply", "-f", file)
     assert done.exit_code == Exit.USAGE
     assert done.stderr == (
-        "error: document 2 (no name): the spec is not valid; nothing was applied\n  name: must be given\n"
+        f"error: {file}, document 2 (no name): the spec is not valid; nothing was applied\n  name: must be given\n"
     )
     assert served.node.applied_specs == []
 

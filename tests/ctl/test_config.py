@@ -56,6 +56,7 @@ def test_the_configuration_is_checked_without_a_daemon(invoke: Invoke, home: dic
     [
         ("name: chat\nmodel: /m.gguf\n", Exit.OK, "valid (chat)"),
         ("name: a\nmodel: /m.gguf\n---\nname: b\nmodel: /m.gguf\n", Exit.OK, "valid (a, b)"),
+        ("name: a\nmodel: /m.gguf\n---\nname: b\nmodel: m\n", Exit.USAGE, "file.yaml, document 2 (b): model: must be"),
         ("policy: {max_deployments: 3}\n", Exit.OK, "valid"),
         ("name: chat\nmodel: /m.gguf\nlimits: {max_num_seq: 3}\n", Exit.USAGE, "did you mean 'max_num_seqs'?"),
         ("policy: {max_deployment: 3}\n", Exit.USAGE, "did you mean 'max_deployments'?"),
@@ -75,7 +76,7 @@ def test_a_file_is_checked_as_what_its_keys_say_it_is(
 def test_a_file_without_telling_keys_is_checked_as_what_it_is_said_to_be(invoke: Invoke, tmp_path: Path) -> None:
     file = tmp_path / "spec.yaml"
     file.write_text("name: chat\n")
-    assert "error: model: " in invoke("config", "check", file, "--kind", "spec").stderr
+    assert f"error: {file} (chat): model: " in invoke("config", "check", file, "--kind", "spec").stderr
 
 
 def test_a_missing_file_is_not_found(invoke: Invoke) -> None:

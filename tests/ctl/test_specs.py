@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from agent.ctl import specs
 from agent.ctl.specs import build, default_name, read_all, resolve_model
 from agent.documents import load_value
+from agent.engines import ENGINES
 from agent.errors import InvalidArgument, NotFound
-from agent.spec import Aim, parse_spec
+from agent.references import MODEL_SCHEMES
+from agent.spec import Aim, Runtime, parse_spec
 
 MODEL = "file:/m/chat.gguf"
 
@@ -70,7 +72,8 @@ def test_a_path_becomes_absolute_and_a_reference_stays(tmp_path: Path, monkeypat
     assert resolve_model("m.gguf", named) == (f"file:{tmp_path}/m.gguf", "")
     assert resolve_model("~/m", named) == ("file:/home/ann/m", "")
     assert resolve_model("/m.gguf", named) == ("file:/m.gguf", "")
-    for reference in ("package:llm/m.gguf", "hf:a/b", "file:/m", "flie:/m.gguf"):
+    references = [f"{scheme}:what" for scheme in MODEL_SCHEMES]
+    for reference in (*references, "gateway:*", "gateway:large,small", "flie:/m.gguf"):
         assert resolve_model(reference, named) == (reference, "")
 
 
@@ -115,8 +118,17 @@ def test_hints_of_the_workload_are_flags() -> None:
     assert parse_spec(spec).workload.aim == "latency"
 
 
-def test_the_aims_are_those_of_the_spec() -> None:
+def test_what_is_known_here_is_what_is_known_there() -> None:
     assert get_args(Aim) == specs.AIMS
+    assert get_args(Runtime) == specs.RUNTIMES
+    assert tuple(ENGINES) == specs.ENGINES
+    assert set(MODEL_SCHEMES) == specs.SCHEMES
+
+
+@pytest.mark.parametrize("devices", ["", ",", "gpu-0,", "gpu-0,,gpu-1"])
+def test_an_empty_id_of_a_device_is_refused(devices: str) -> None:
+    with pytest.raises(InvalidArgument, match=r"--devices .*: an id is empty"):
+        build(MODEL, {"devices": devices}, [], named)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +147,13 @@ def test_the_aims_are_those_of_the_spec() -> None:
         ("oci:localhost:5000/ai/smollm2:latest@sha256:12", "smollm2"),
         ("ollama:llama3.2:1b", "llama3-2-1b"),
         ("ollama:llama3.2", "llama3-2"),
+        ("file:/m/a:b.gguf", "a-b"),
+        ("file:/m/a#b.gguf", "a-b"),
+        ("file:/m/Qwen3-8B/", "qwen3-8b"),
+        ("package:llm_a/a:b#1.gguf", "a-b-1"),
+        ("https://host/m/chat.Q4_0.gguf?download=true#sha256=12", "chat"),
+        ("gateway:*", "gateway"),
+        ("gateway:large,small", "gateway"),
     ],
 )
 def test_a_name_is_made_from_the_model(reference: str, name: str) -> None:
@@ -154,15 +173,29 @@ def test_all_documents_of_all_files_are_read(tmp_path: Path) -> None:
     first, second = tmp_path / "1.yaml", tmp_path / "2.yaml"
     first.write_text("name: a\nmodel: /a\n---\nname: b\nmodel: /b\n")
     second.write_text("name: c\nmodel: /c\n")
-    assert [spec["name"] for spec in read_all([str(first), str(second)])] == ["a", "b", "c"]
+    documents = read_all([str(first), str(second)])
+    assert [document.spec["name"] for document in documents] == ["a", "b", "c"]
+    places = [f"{first}, document 1 (a)", f"{first}, document 2 (b)", f"{second} (c)"]
+    assert [document.place for document in documents] == places
 
 
-def test_a_deployment_is_described_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("field", "second"), [("name", "name: a"), ("port", "name: b\nport: 8100")])
+def test_a_name_and_a_port_are_for_one_deployment(tmp_path: Path, field: str, second: str) -> None:
     file = tmp_path / "twice.yaml"
-    file.write_text("name: a\nmodel: /a\n---\nname: a\nmodel: /b\n")
-    with pytest.raises(InvalidArgument, match="two documents") as error:
+    file.write_text(f"name: a\nport: 8100\nmodel: /a\n---\nmodel: /b\n{second}\n")
+    with pytest.raises(
+        InvalidArgument, match=rf"twice\.yaml, document 2 \(.\): two documents with one {field}"
+    ) as error:
         read_all([str(file)])
-    assert error.value.violations[0].field == "name"
+    assert [violation.field for violation in error.value.violations] == [field]
+    assert error.value.violations[0].rule.endswith("twice.yaml, document 1 (a)")
+
+
+def test_a_file_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("name: a\nmodel: /a\nport: auto\n")
+    with pytest.raises(InvalidArgument, match="two documents with one name"):
+        read_all([str(file), str(file)])
 
 
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:

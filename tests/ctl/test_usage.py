@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import click
 import pytest
 
+from agent import __version__
 from agent.ctl import reference
 from agent.ctl.exits import Exit
 from agent.ctl.main import COMMANDS, cli
@@ -57,6 +58,22 @@ def test_wrong_usage_exits_2_with_a_hint(invoke: Invoke, words: str) -> None:
 
 def test_a_mistyped_command_gets_the_nearest_one(invoke: Invoke) -> None:
     assert "Did you mean status?" in invoke("statsu").stderr
+    assert "Did you mean doctor?" in invoke("doc").stderr
+
+
+@pytest.mark.parametrize("word", ["bogus", "launch", "list", "bla", "d", ""])
+def test_a_word_that_is_like_no_command_gets_none(invoke: Invoke, word: str) -> None:
+    assert "mean" not in invoke(word).stderr
+
+
+def test_a_model_without_a_name_is_refused_in_one_line(agentctl: Run, served: Served) -> None:
+    done = agentctl("serve", "", environ={"AGENTD_SOCKET": str(served.control.path)})
+    assert (done.returncode, done.stderr.count("one line of 1 to 300 characters")) == (Exit.USAGE, 1)
+    assert done.stderr.startswith("error: MODEL must be a model's name")
+
+
+def test_the_version_is_an_option_too(agentctl: Run) -> None:
+    assert agentctl("--version").stdout == f"agentctl {__version__}\n"
 
 
 def test_a_usage_error_is_json_where_json_was_asked_for(invoke: Invoke) -> None:
@@ -92,6 +109,18 @@ def test_the_completion_script_is_valid_bash(invoke: Invoke) -> None:
         ("agentctl get chat ", []),
         ("agentctl plan qw", ["qwen3-8b", "qwen3:8b"]),
         ("agentctl plan ./", ["./"]),
+        ("agentctl plan qwen3 :", ["8b"]),  # as bash takes it apart
+        ("agentctl plan qwen3 : 8", ["8b"]),
+        ("agentctl plan qwen3:8", ["qwen3:8b"]),  # with a COMP_WORDBREAKS that has no colon
+        ("agentctl wait chat --for = re", ["ready"]),
+        ("agentctl apply -f conf", ["conf"]),
+        ("agentctl plan -f conf", ["conf"]),
+        ("agentctl config check conf", ["conf"]),
+        ("agentctl ledger import conf", ["conf"]),
+        ("agentctl plan m --hardware b20", ["b200"]),
+        ("agentctl plan m --hardware ./b", ["./b"]),
+        ("agentctl serve m --engine vl", ["vllm"]),
+        ("agentctl serve m --runtime doc", ["docker"]),
     ],
 )
 def test_commands_kinds_names_and_models_are_completed(

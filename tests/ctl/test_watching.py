@@ -11,8 +11,8 @@ from agent.api.client import Client
 from agent.api.mapping import deployment as message
 from agent.ctl.failures import DeploymentFailed, Timeout
 from agent.ctl.watching import Goal, follow, reached, wait_for
-from agent.errors import NotFound, Unavailable
-from agent.status import DeploymentStatus, Phase
+from agent.errors import FailedPrecondition, NotFound, Unavailable
+from agent.status import DeploymentStatus, Desired, Phase
 from agent.v1 import agent_pb2 as pb
 from tests.ctl.conftest import Served
 from tests.ctl.deployments import FAILED, LOADING, NOW, READY
@@ -41,6 +41,14 @@ def test_waiting_for_ready_ends_with_the_diagnosis_of_a_failure() -> None:
     with pytest.raises(DeploymentFailed, match="does_not_fit: needs 24") as failure:
         reached(Goal.READY, message(FAILED))
     assert failure.value.hint.startswith("lower limits.max_model_len")
+
+
+@pytest.mark.parametrize(("phase", "state"), [(Phase.DRAINING, "is being stopped"), (Phase.STOPPED, "is stopped")])
+def test_waiting_for_ready_ends_where_it_shall_stop(phase: Phase, state: str) -> None:
+    with pytest.raises(FailedPrecondition, match=f"deployment chat {state}") as error:
+        reached(Goal.READY, moved(READY, phase=phase, desired=Desired.STOP))
+    assert error.value.hint == "`agentctl start chat`"
+    assert not reached(Goal.READY, moved(READY, phase=phase))  # it was started again
 
 
 @pytest.mark.parametrize("started", [True, False])

@@ -15,6 +15,7 @@ from agent.ctl.app import App
 from agent.ctl.output import Column, Format, emit, table
 from agent.ctl.specs import read, read_all
 from agent.ctl.values import ordered
+from agent.errors import InvalidArgument
 from agent.v1 import agent_pb2 as pb
 
 Scope = Literal["user", "system"]
@@ -74,7 +75,7 @@ def show(app: App, *, origin: bool, local: bool, scope: Scope, form: Format) -> 
 
 @options.with_help
 @config.command()
-@click.argument("file", metavar="[FILE]", required=False)
+@click.argument("file", metavar="[FILE]", required=False, shell_complete=options.complete_files)
 @options.option("--kind", type=click.Choice(["spec", "agentd"]), help="What FILE is. Default: told by its keys.")
 @scope_option
 @click.pass_obj
@@ -144,4 +145,11 @@ def _kind(file: str) -> str:
 def _check_specs(file: str) -> list[str]:
     from agent.spec import parse_spec  # noqa: PLC0415
 
-    return [parse_spec(spec).name for spec in read_all([file])]
+    names = []
+    for document in read_all([file]):
+        try:
+            names.append(parse_spec(document.spec).name)
+        except InvalidArgument as error:
+            error.message = f"{document.place}: {error.message}"
+            raise
+    return names

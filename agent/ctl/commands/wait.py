@@ -31,7 +31,8 @@ from agent.ctl.watching import Goal, wait_for
 def wait(app: App, *, name: str, goal: Goal, timeout: float, form: Format) -> None:
     """Wait until a deployment is ready, stopped, deleted or failed.
 
-    Waiting for ready ends at once, with exit code 9 and the diagnosis, when the deployment fails.
+    Waiting for ready ends at once, with exit code 9 and the diagnosis, when the deployment fails, and with 5 when it
+    is stopped.
 
     Example:
       agentctl wait chat --for ready --timeout 5m
