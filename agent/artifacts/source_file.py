@@ -17,6 +17,10 @@ from agent.status import Diagnosis, DiagnosisCode, Progress
 
 #: Seconds until a look at a path counts as hung: network file systems answer within a few, or not at all.
 DEADLINE = 20.0
+#: At the top of every directory of a model is one of these files.
+MARKS = frozenset({"config.json", "model.bin"})
+#: How names end at the top of a directory with something else of models: what it is, says whoever reads it.
+_PARTS = ("adapter_config.json", "model_index.json", ".gguf", ".safetensors")
 #: Files below the directory of a model; the largest ones have some hundred.
 MOST_FILES = 10_000
 
@@ -59,7 +63,14 @@ def _look(path: Path, policy: SourcePolicy) -> Fetched:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """What engines may open below a model's directory; not what tools hide there (.git, .cache)."""
+    """What engines may open below a model's directory; not what tools hide there (.git, .cache). Nothing where it is no
+    model's: there may be a whole file system below it. Raises `ArtifactError`.
+    """
+    top = os.listdir(folder)  # noqa: PTH208 - names are what is wanted
+    if MARKS.isdisjoint(top):
+        if not any(name.endswith(_PARTS) for name in top):
+            raise _missing(f"{folder} has no config.json", hint="name a model's directory or GGUF file")
+        return
     count = 0
     for parent, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -96,5 +107,5 @@ def _allow(real: Path, path: Path, policy: SourcePolicy) -> None:
         raise ArtifactError(Diagnosis(DiagnosisCode.POLICY_DENIED, message, str(path), hint))
 
 
-def _missing(message: str) -> ArtifactError:
-    return ArtifactError(Diagnosis(DiagnosisCode.MODEL_MISSING, message))
+def _missing(message: str, hint: str = "") -> ArtifactError:
+    return ArtifactError(Diagnosis(DiagnosisCode.MODEL_MISSING, message, hint=hint))

@@ -79,8 +79,9 @@ def read_model(files: Mapping[str, Reader], label: str) -> ModelProfile:
     else:
         profile = shape.counted(label)
         others = sum(files[name].size() for name in files if _format(name) in {"pytorch", "tensorflow", "flax"})
-        if others:
-            profile = replace(profile, format="pytorch", file_bytes=others)
+        if not others:
+            raise _no_weights(files, label)
+        profile = replace(profile, format="pytorch", file_bytes=others)
     return _described(profile, files, config)
 
 
@@ -94,10 +95,25 @@ def _no_config(files: Mapping[str, Reader], label: str) -> ProfileError:
         return unsupported(f"{label} holds a LoRA adapter, not a model", hint="name the model that it adapts")
     if "model_index.json" in files:
         return unsupported(f"{label} holds a diffusion pipeline, not a language model")
+    return _only_gguf(files, label) or missing(
+        f"{label} has no config.json", hint="fetch the model's small files as well as its weights"
+    )
+
+
+def _no_weights(files: Mapping[str, Reader], label: str) -> ProfileError:
+    """Beside a config.json."""
+    others = {kind for name in files if (kind := _format(name))}
+    hint = "fetch the model's weights, *.safetensors, as well as its small files"
+    if others - {"gguf"}:
+        return unsupported(f"{label} has no weights but those for {', '.join(sorted(others))}", hint=hint)
+    return _only_gguf(files, label) or missing(f"{label} has a config.json, but no weights", hint=hint)
+
+
+def _only_gguf(files: Mapping[str, Reader], label: str) -> ProfileError | None:
     gguf = [name for name in files if name.endswith(".gguf")]
-    if gguf:
-        return unsupported(f"{label} is a directory of GGUF files", hint=f"name one of them, such as {gguf[0]}")
-    return missing(f"{label} has no config.json", hint="fetch the model's small files as well as its weights")
+    if not gguf:
+        return None
+    return unsupported(f"{label} is a directory of GGUF files", hint=f"name one of them, such as {gguf[0]}")
 
 
 def _format(name: str) -> str:

@@ -20,19 +20,20 @@ from agent.planning.plan import Rejected
 from agent.planning.request import Option, PlanRequest, RefusedError
 from agent.status import Diagnosis, DiagnosisCode
 
-#: By the rule that was broken; the later ones come closer to a plan.
+#: By the rule that was broken; the later ones come closer to a plan. From "no-image" on, the engine would serve the
+#: model, and something of this node keeps it from that. That a "variant" is not the one asked for is never the nearest:
+#: either another is, and breaks another rule, or there is none.
 _CODES = {
     "policy": DiagnosisCode.POLICY_DENIED,
     "format": DiagnosisCode.MODEL_UNSUPPORTED,
-    "variant": DiagnosisCode.MODEL_UNSUPPORTED,
     "task": DiagnosisCode.MODEL_UNSUPPORTED,
     "quantization": DiagnosisCode.MODEL_UNSUPPORTED,
     "remote-code": DiagnosisCode.MODEL_UNSUPPORTED,
     "kv-cache-dtype": DiagnosisCode.MODEL_UNSUPPORTED,
     "arguments": DiagnosisCode.BAD_FLAG,
-    "runtimes": DiagnosisCode.POLICY_DENIED,
     "no-image": DiagnosisCode.IMAGE_MISSING,
     "not-found": DiagnosisCode.BINARY_MISSING,
+    "runtimes": DiagnosisCode.POLICY_DENIED,
     "runtime": DiagnosisCode.RUNTIME_UNAVAILABLE,
     "image": DiagnosisCode.IMAGE_MISSING,
     "architecture": DiagnosisCode.CPU_UNSUPPORTED,
@@ -41,11 +42,16 @@ _CODES = {
     "repository": DiagnosisCode.POLICY_DENIED,
     "digest": DiagnosisCode.POLICY_DENIED,
     "toolkit": DiagnosisCode.TOOLKIT_MISSING,
+    "forbidden": DiagnosisCode.POLICY_DENIED,  # an engine that would do but for the policy
     "options": DiagnosisCode.BAD_FLAG,  # of an executable that is here and was asked
 }
 _RANK = {code: place for place, code in enumerate(_CODES)}
+#: Those of an engine that is not here.
+_ABSENT = frozenset({"no-image", "not-found"})
+_ENGINES = "policy.engines lists the engines that this node allows"
 _HINTS = {
-    "policy": "policy.engines lists the engines that this node allows",
+    "policy": _ENGINES,
+    "forbidden": _ENGINES,
     "runtimes": "policy.runtimes lists what this node allows",
     "no-image": "it needs Docker or podman, and its image named in catalog/engines.yaml of the configuration directory "
     "or as `image` in the spec",
@@ -90,35 +96,52 @@ def candidates(request: PlanRequest) -> tuple[list[Candidate], list[Rejected]]:
 
 
 def _screened(request: PlanRequest, *, thorough: bool) -> tuple[list[Candidate], list[Rejected]]:
-    """`thorough`: engines that are not here are looked at too, which imports their adapters."""
+    """`thorough`: engines that are not here, or that the policy forbids, are looked at too, which imports their
+    adapters.
+    """
     asked = request.spec.engine
     found: list[Candidate] = []
     rejected: list[Rejected] = []
-    formats = tuple(dict.fromkeys(option.profile.format for option in request.options))
-    alone = len(request.options) == 1
     for name in request.engines if asked == "auto" else (asked,):
         if problem := _engine_problem(request, name, thorough=thorough):
             rejected.append(Rejected(name, *problem))
             continue
-        engine = request.engines[name]
-        reads = engine.capabilities.formats
-        rejected += [_unread(name, each, alone=alone) for each in formats if each not in reads]
-        if reads.isdisjoint(formats):
-            continue
-        readable = [each for each in enumerate(request.options) if each[1].profile.format in reads]
-        able = ways(request, engine)
-        rejected += able.rejected
-        for located in able.found or (() if able.rejected else (None,)):
-            for place, option in readable:
-                label = labelled(request, name, option)
-                support = _support(engine.capabilities, option.profile)
-                broken = next(_problems(request, engine, located, option, support), None)
-                if broken is not None:
-                    rejected.append(Rejected(label, *broken))
-                elif located is not None:
-                    label += " in a container" if located.image is not None else ""
-                    found.append(Candidate(label, engine, located, option, place, support))
+        able, broken = _screened_alone(request, name)
+        found += able
+        rejected += broken
     return found, list(dict.fromkeys(rejected))
+
+
+def _screened_alone(request: PlanRequest, name: str) -> tuple[list[Candidate], list[Rejected]]:
+    """One engine with all variants."""
+    engine = request.engines[name]
+    reads, formats = engine.capabilities.formats, {option.profile.format: None for option in request.options}
+    found: list[Candidate] = []
+    rejected = [_unread(name, each, alone=len(request.options) == 1) for each in formats if each not in reads]
+    if reads.isdisjoint(formats):
+        return found, rejected
+    readable = [each for each in enumerate(request.options) if each[1].profile.format in reads]
+    able = ways(request, engine)
+    # What keeps it from being run is no reason where it could serve no variant anyway.
+    if able.rejected and any(_lacks_only_a_way(request, engine, option) for _, option in readable):
+        rejected += able.rejected
+    for located in able.found or (None,):
+        for place, option in readable:
+            label = labelled(request, name, option)
+            support = _support(engine.capabilities, option.profile)
+            broken = next(_problems(request, engine, located, option, support), None)
+            if broken is not None:
+                told = broken[0] in _ABSENT and able.rejected
+                rejected += [] if told else [Rejected(label, *broken)]
+            elif located is not None:
+                label += " in a container" if located.image is not None else ""
+                found.append(Candidate(label, engine, located, option, place, support))
+    return found, rejected
+
+
+def _lacks_only_a_way(request: PlanRequest, engine: Engine, option: Option) -> bool:
+    support = _support(engine.capabilities, option.profile)
+    return next(_problems(request, engine, None, option, support))[0] in _ABSENT
 
 
 @lru_cache(maxsize=256)
@@ -133,16 +156,30 @@ def labelled(request: PlanRequest, name: str, option: Option) -> str:
 
 
 def _nothing(request: PlanRequest, rejected: list[Rejected]) -> Diagnosis:
+    asked = request.spec.quantization
+    wanted = tuple(each for each in request.options if asked == "auto" or is_quantization(each.profile, asked))
+    if not wanted:
+        return _no_such_variant(request)
     # The rejection that came closest: an engine that only lacks its executable is more help than one of another kind.
-    closest = max(rejected, key=lambda candidate: _RANK[candidate.code])
-    code = _CODES[closest.code]
+    near = [candidate for candidate in rejected if candidate.code != "variant"]
+    closest = max(near, key=lambda candidate: _RANK[candidate.code])
     message = closest.sentence if len(rejected) == 1 else f"no engine can serve it: {closest.sentence}"
-    if closest.code == "variant" and len(request.options) > 1:
-        return Diagnosis(code, f"no variant of the model is {request.spec.quantization}", hint=_stored(request))
-    hint = "name another file, or `auto`" if closest.code == "variant" else _HINTS.get(closest.code, "")
-    hint = _readers(request) if closest.code == "format" else hint
-    hint = _installable(request) if closest.code == "not-found" else hint
-    return Diagnosis(code, message, hint=hint)
+    hint = _HINTS.get(closest.code, "")
+    hint = _readers(replace(request, options=wanted)) if closest.code == "format" else hint
+    hint = _installable(replace(request, options=wanted)) if closest.code == "not-found" else hint
+    return Diagnosis(_CODES[closest.code], message, hint=hint)
+
+
+def _no_such_variant(request: PlanRequest) -> Diagnosis:
+    """None of the asked quantization, whatever engines there are."""
+    asked, code = request.spec.quantization, DiagnosisCode.MODEL_UNSUPPORTED
+    if len(request.options) > 1:
+        return Diagnosis(code, f"no variant of the model is {asked}", hint=_stored(request))
+    return Diagnosis(code, _other_variant(asked, request.options[0]), hint="name another file, or `auto`")
+
+
+def _other_variant(asked: str, option: Option) -> str:
+    return f"the spec asks for {asked}, but {option.source} is {option.profile.quantization}"
 
 
 def _stored(request: PlanRequest) -> str:
@@ -186,7 +223,11 @@ def _engine_problem(request: PlanRequest, name: str, *, thorough: bool) -> tuple
     """The rule that the engine breaks whatever the variant, as (code, sentence)."""
     policy = request.policy
     if name not in request.engines or (policy.engines is not None and name not in policy.engines):
-        return "policy", f"the node policy does not allow the engine {name}"
+        sentence = f"the node policy does not allow the engine {name}"
+        found = _screened_alone(request, name)[0] if thorough and name in request.engines else ()
+        if found:
+            return "forbidden", f"{sentence}, which can run here and reads {found[0].profile.format} files"
+        return "policy", sentence
     if not thorough and not may_have(request, name):
         return _not_found(name)
     return None
@@ -202,7 +243,7 @@ def _no_image(request: PlanRequest, name: str) -> tuple[str, str]:
         why = "spec or policy allow no containers"
     elif request.containers is None:
         why = "this node has no container engine"
-    return "no-image", f"{name} runs as an image only, and {why}"
+    return "no-image", f"{name} can run as an image only, and {why}"
 
 
 def _problems(
@@ -212,7 +253,7 @@ def _problems(
     spec, profile, capabilities = request.spec, option.profile, engine.capabilities
     name = engine.name
     if spec.quantization != "auto" and not is_quantization(profile, spec.quantization):
-        yield "variant", f"the spec asks for {spec.quantization}, but {option.source} is {profile.quantization}"
+        yield "variant", _other_variant(spec.quantization, option)
     if spec.task not in capabilities.tasks:
         yield "task", f"{name} does not serve the task {spec.task}"
     if (sentence := _pooling_problem(request, capabilities, profile)) is not None:
@@ -223,7 +264,8 @@ def _problems(
         yield "kv-cache-dtype", f"{name} has no KV cache type {dtype}; it has {known}"
     yield from _argument_problems(request, engine, located)
     if located is None:
-        yield _not_found(name) if capabilities.native else _no_image(request, name)
+        native = capabilities.native and "process" in allowed(request)
+        yield _not_found(name) if native else _no_image(request, name)
 
 
 def _loading_problems(

@@ -73,4 +73,5 @@ def _hint(request: PlanRequest, choice: Choice, designer: Designer, found: Offer
         return f"what would fit: {' or '.join(options)}"
     if fits(replace(with_length(limits, shortest, task), max_num_seqs=1)):
         return "what would fit: fewer sequences and a shorter context together"
-    return "no limits make it fit: use a smaller model or quantization, or free memory"
+    within = "" if request.spec.limits.memory_bytes is None else " within limits.memory_bytes"
+    return f"no limits make it fit{within}: use a smaller model or quantization, or free memory"

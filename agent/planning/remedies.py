@@ -43,6 +43,7 @@ def _remedies(request: PlanRequest, ask: _Ask, *, limits_told: bool) -> Iterator
         yield f"engine {found.engine}"
     if spec.devices != "auto" and (found := _asked(request, ask, devices="auto")):
         yield f"devices auto: it fits on {', '.join(found.devices) or 'the CPU'}"
+    yield from _unbounded(request, ask)
     yield from _spared(request, ask)
     yield from _emptied(request, ask)
     if spec.devices == "auto":
@@ -68,6 +69,16 @@ def _limits(request: PlanRequest, ask: _Ask) -> Iterator[str]:
             if _asked(request, ask, limits=limits.model_copy(update={"kv_cache_dtype": kind})):
                 yield f"kv_cache_dtype {kind}"
                 return
+
+
+def _unbounded(request: PlanRequest, ask: _Ask) -> Iterator[str]:
+    """A bound of host memory that is enough, where the spec's is not."""
+    limits = request.spec.limits
+    if limits.memory_bytes is None:
+        return
+    if found := _asked(request, ask, limits=limits.model_copy(update={"memory_bytes": None})):
+        needed = sum(budget.bytes for budget in found.budgets if budget.pool == "host" or budget.unified)
+        yield f"limits.memory_bytes {-(-needed // 1024**2)}MiB"
 
 
 def _spared(request: PlanRequest, ask: _Ask) -> Iterator[str]:

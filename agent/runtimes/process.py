@@ -47,13 +47,18 @@ MEMBERS_MAX_AGE_SECONDS = 30.0
 
 _CATCHABLE = tuple(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})
 
-_REFUSALS = {
+_REFUSALS: Mapping[int | None, str] = {
     errno.EAGAIN: "the limit of processes is reached (ulimit -u, TasksMax= of the unit or kernel.pid_max)",
     errno.ENOMEM: "the host is out of memory",
     errno.ENOSPC: "no space is left on the device",
     errno.EROFS: "the file system is read-only",
     errno.EMFILE: "the agent has too many open files (ulimit -n)",
     errno.E2BIG: "arguments and environment are too long together",
+}
+_HINTS: Mapping[int | None, str] = {
+    errno.ENOSPC: "free disk space there",
+    errno.EDQUOT: "free disk space there, or raise this user's quota",
+    errno.EROFS: "remount the file system writable",
 }
 
 _log = structlog.get_logger(__name__)
@@ -82,7 +87,18 @@ class ProcessRuntime:
         their time together. Blocks for a millisecond, most of it in the fork: a thread would add to it."""
         argv = (_executable(request), *request.argv[1:])
         recorded = asyncio.create_task(record())
-        await asyncio.sleep(0)  # now it is on its way to the disk
+        try:
+            await asyncio.sleep(0)  # now it is on its way to the disk
+            return await self._started(request, argv, recorded)
+        except asyncio.CancelledError:
+            recorded.cancel()
+            raise
+        except Exception:
+            await recorded  # what it raises is told, whatever else failed: where nothing is recorded, nothing starts
+            raise
+
+    async def _started(self, request: LaunchRequest, argv: Sequence[str], recorded: asyncio.Task[None]) -> Handle:
+        """Once it is recorded; that is not awaited where nothing came to be started."""
         group = cgroups.Group()
         try:
             for folder in (request.directory, request.directory / "tmp", request.log.parent):
@@ -95,14 +111,13 @@ class ProcessRuntime:
                 enforcement=group.enforcement,
                 boot=procfs.boot_id(),
             )
+            prepared.prepare()
             pid, gate = _spawn(request, argv, group.entrances)
         except (OSError, ValueError) as error:
             await asyncio.to_thread(cgroups.remove, group.paths)
-            await recorded
-            raise LaunchError(f"cannot start {argv[0]}: {_sentence(error)}") from error
+            raise _refused(argv[0], error, request.directory) from error
         this = replace(prepared, pid=pid, start=stat.start if (stat := procfs.stat(pid)) is not None else 0)
         try:
-            prepared.prepare()
             await recorded
             await _identified(this)
             with contextlib.suppress(BrokenPipeError):  # the shim has ended, and left a word why
@@ -301,11 +316,13 @@ async def _identified(this: Instance) -> None:
         raise LaunchError("the kernel does not show the environment of our own processes in /proc") from error
 
 
-def _sentence(error: OSError | ValueError) -> str:
-    if not isinstance(error, OSError):
-        return str(error)
-    where = f" ({error.filename})" if error.filename else ""
-    return _REFUSALS.get(error.errno or 0, error.strerror or str(error)) + where
+def _refused(binary: str, error: OSError | ValueError, directory: Path) -> LaunchError:
+    """A disk that takes no write does not say which: what is written here is below `directory`."""
+    number = getattr(error, "errno", None)
+    said = _REFUSALS.get(number) or getattr(error, "strerror", None) or str(error)
+    hint = _HINTS.get(number, "")
+    where = getattr(error, "filename", None) or (directory if hint else None)
+    return LaunchError(f"cannot start {binary}: {said}" + (f" ({where})" if where else ""), hint=hint)
 
 
 def _adopt_recorded(this: Instance) -> Adopted | Ended:

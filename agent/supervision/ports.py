@@ -23,7 +23,8 @@ class Ports:
         """A port that nobody listens on. `preferred` (0: none) is the last one, kept if possible. `releasing`: it was a
         container's, whose engine lets go of it a moment after the end; the start of the next one waits for that.
 
-        Raises `PreparationError` (port_taken) when the named port, or the whole range, is in use.
+        Raises `PreparationError`: port_taken when the named port, or the whole range, is in use; launch_failed when the
+        address is none of this host's, which an interface that comes up later may mend.
         """
         if releasing and wanted in {"auto", preferred} and self._held().get(preferred, deployment) == deployment:
             return preferred
@@ -58,7 +59,9 @@ class Ports:
 
 
 def _free(host: str, port: int) -> bool:
-    """Whether a server could listen there now. SO_REUSEADDR: our own last engine's TIME_WAIT does not count."""
+    """Whether a server could listen there now. SO_REUSEADDR: our own last engine's TIME_WAIT does not count. Raises
+    `PreparationError` where it could on no port.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -66,7 +69,11 @@ def _free(host: str, port: int) -> bool:
             probe.bind((host, port))
             probe.listen(1)
         except OSError as error:
-            if error.errno in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
+            if error.errno == errno.EADDRNOTAVAIL:
+                message = f"policy.bind is {host}, and that is no address of this host"
+                hint = "Set policy.bind in the node configuration to an address that `ip -brief address` lists."
+                raise PreparationError(Diagnosis(DiagnosisCode.LAUNCH_FAILED, message, hint=hint)) from error
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
                 return False
             raise
     return True

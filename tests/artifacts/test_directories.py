@@ -72,3 +72,25 @@ async def test_a_directory_of_very_many_files_is_no_model(
 
     with pytest.raises(ArtifactError, match="no model's directory"):
         await resolve(f"file:{model}", policy(tmp_path))
+
+
+@pytest.mark.parametrize("folder", ["/", "/proc", ""])
+async def test_a_directory_that_is_no_models_is_not_judged_by_what_lies_below_it(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "config.json").write_bytes(b"{}")
+    path = folder or str(tmp_path)
+
+    with pytest.raises(ArtifactError) as caught:
+        await resolve(f"file:{path}", policy(tmp_path))
+
+    assert caught.value.diagnosis.code is DiagnosisCode.MODEL_MISSING
+    assert str(caught.value) == f"{path} has no config.json"
+    assert "GGUF file" in caught.value.diagnosis.hint
+
+
+async def test_what_else_of_models_a_directory_has_is_left_to_its_reader(tmp_path: Path) -> None:
+    (tmp_path / "m-Q4_K_M.gguf").write_bytes(b"GGUF")
+    (tmp_path / "lost+found").symlink_to(tmp_path / "nowhere")
+
+    assert (await resolve(f"file:{tmp_path}", policy(tmp_path))).path == tmp_path

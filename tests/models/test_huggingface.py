@@ -182,8 +182,6 @@ def test_copies_in_another_layout_are_not_counted_twice(tmp_path: Path) -> None:
 def test_without_safetensors_parameters_are_counted_and_other_weights_are_named(tmp_path: Path) -> None:
     folder = model(tmp_path / "m")
     (folder / "model.safetensors").unlink()
-    assert read_folder(folder).format == "config"
-
     (folder / "pytorch_model.bin").write_bytes(bytes(1000))
     profile = read_folder(folder)
 
@@ -238,6 +236,21 @@ def other_model(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**CONFIG, "hidden_size": 128}))
 
 
+def no_weights(folder: Path) -> None:
+    for weights in folder.glob("model*"):
+        weights.unlink()
+
+
+def only_onnx(folder: Path) -> None:
+    no_weights(folder)
+    (folder / "model.onnx").write_bytes(b"x")
+
+
+def gguf_beside_config(folder: Path) -> None:
+    no_weights(folder)
+    (folder / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
+
+
 def no_config(folder: Path) -> None:
     (folder / "config.json").unlink()
 
@@ -281,6 +294,9 @@ def no_index_and_too_few(folder: Path) -> None:
         (twice, DiagnosisCode.MODEL_CORRUPT, "in more than one file"),
         (other_model, DiagnosisCode.MODEL_CORRUPT, "hidden_size is 128, but model.embed_tokens.weight is [320, 64]"),
         (no_config, DiagnosisCode.MODEL_MISSING, "has no config.json"),
+        (no_weights, DiagnosisCode.MODEL_MISSING, "has a config.json, but no weights"),
+        (only_onnx, DiagnosisCode.MODEL_UNSUPPORTED, "has no weights but those for onnx"),
+        (gguf_beside_config, DiagnosisCode.MODEL_UNSUPPORTED, "directory of GGUF files"),
         (adapter, DiagnosisCode.MODEL_UNSUPPORTED, "LoRA adapter"),
         (gguf_folder, DiagnosisCode.MODEL_UNSUPPORTED, "directory of GGUF files"),
         (config_is_a_list, DiagnosisCode.MODEL_CORRUPT, "must be an object, not list"),

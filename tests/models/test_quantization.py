@@ -212,6 +212,8 @@ def test_modelopts_own_file_is_read_where_the_configuration_is_silent(tmp_path: 
         )
     )
 
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+
     profile = read_folder(tmp_path)
 
     assert profile.quantization == "fp8"

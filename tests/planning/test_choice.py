@@ -407,6 +407,7 @@ def test_what_does_not_fit_is_said_by_how_much_and_with_how_many_devices_it_woul
             {"quantization": "awq", "engine": "vllm"},
             "without the 19.0 GiB that others than the agent use on GPU-sim-0",
         ),
+        (QWEN_8B, "rtx4090", {"limits": {"memory_bytes": "100MiB"}, "engine": "vllm"}, "limits.memory_bytes "),
         ("Qwen/Qwen3-Embedding-4B", "l40s", {"task": "embedding", "engine": "sglang"}, "devices [GPU-sim-0]"),
     ],
 )

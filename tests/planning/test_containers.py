@@ -205,6 +205,32 @@ def test_what_would_bring_an_engine_here_depends_on_what_the_model_is() -> None:
     assert native.hint == "install it, or name it in engines.lm-studio.binary"
 
 
+def test_an_image_that_does_not_run_here_is_no_reason_where_the_engine_could_serve_no_variant() -> None:
+    described = {"containers": replace(DOCKER, engine="a container engine"), "located": LOCATED}
+    answer = refused(question("Qwen/Qwen3-8B", "b200", quantization="nvfp4", **described))
+    assert answer.diagnosis.code == DiagnosisCode.MODEL_UNSUPPORTED
+    assert answer.diagnosis.message == "no variant of the model is nvfp4"
+    assert "fp8" in answer.diagnosis.hint
+
+    task = {"task": "rerank", "engine": "tgi"}
+    answer = refused(question(AWQ_8B, "b200", **task, **described))
+    assert answer.diagnosis.message == "tgi does not serve the task rerank"
+    able = refused(question(published("Qwen/Qwen3-8B", "bf16"), "b200", containers=DOCKER, engine="tgi"))
+    assert able.diagnosis.code == DiagnosisCode.DEVICE_UNSUPPORTED
+
+
+def test_an_executable_is_not_asked_for_where_the_policy_wants_images() -> None:
+    policy = {"runtimes": ["docker"]}
+    installed = {"vllm": LOCATED["vllm"]}
+    for located, code, words in (
+        ({}, DiagnosisCode.IMAGE_MISSING, "vllm can run as an image only, and this node has no container engine"),
+        (installed, DiagnosisCode.POLICY_DENIED, "does not let vllm run natively"),
+    ):
+        answer = refused(question(AWQ_8B, "h100-sxm", containers=None, located=located, policy=policy))
+        assert answer.diagnosis.code == code
+        assert words in answer.diagnosis.message
+
+
 @pytest.mark.parametrize(
     ("image", "rules", "allowed"),
     [

@@ -14,7 +14,20 @@ from agent.engines.images import ImageRules, shipped
 from agent.planning.ranking import QUANTIZATIONS, Generation
 from agent.planning.request import Containers, DeviceState, Option
 from agent.spec import Aim
-from tests.planning.machines import AWQ, FP8, LLAMA_405B, MISTRAL_24B, ask, counted, made, published, refused, sentence
+from agent.status import DiagnosisCode
+from tests.planning.machines import (
+    AWQ,
+    FP8,
+    LLAMA_405B,
+    LOCATED,
+    MISTRAL_24B,
+    ask,
+    counted,
+    made,
+    published,
+    refused,
+    sentence,
+)
 
 QWEN_8B = "Qwen/Qwen3-8B"
 QWEN_235B, QWEN_CODER = "Qwen/Qwen3-235B-A22B", "Qwen/Qwen3-Coder-480B-A35B-Instruct"
@@ -298,6 +311,35 @@ def test_a_quantization_that_is_not_published_is_refused_with_those_that_are() -
     assert answer.diagnosis.message == "no variant of the model is q9"
     assert "awq" in answer.diagnosis.hint
     assert "Q4_K_M" in answer.diagnosis.hint
+
+
+def test_a_variant_that_the_engine_does_not_read_is_not_told_to_be_missing() -> None:
+    answer = refused(ask(QWEN_8B, "rtx4090", engine="llama.cpp", quantization="awq"))
+
+    assert answer.diagnosis.message.endswith("llama.cpp does not read safetensors files")
+    assert "safetensors files are read by vllm" in answer.diagnosis.hint
+    assert "gguf files" not in answer.diagnosis.hint
+
+
+def test_an_engine_that_would_serve_but_for_the_policy_is_told_before_one_that_would_not() -> None:
+    policy = {"engines": ["vllm"]}
+    answer = refused(ask(published(QWEN_8B, "Q4_K_M"), "rtx4090", policy=policy))
+
+    assert answer.diagnosis.code == DiagnosisCode.POLICY_DENIED
+    assert answer.diagnosis.message == (
+        "no engine can serve it: the node policy does not allow the engine llama.cpp, "
+        "which can run here and reads gguf files"
+    )
+    assert "policy.engines" in answer.diagnosis.hint
+    codes = {rejected.candidate: rejected.code for rejected in answer.rejected}
+    assert (codes["vllm"], codes["llama.cpp"], codes["sglang"]) == ("format", "forbidden", "policy")
+
+
+def test_an_engine_that_is_not_here_is_not_missed_because_of_the_policy() -> None:
+    gguf, policy = published(QWEN_8B, "Q4_K_M"), {"engines": ["vllm"]}
+    answer = refused(ask(gguf, "rtx4090", policy=policy, located={"vllm": LOCATED["vllm"]}))
+
+    assert answer.diagnosis.message == "no engine can serve it: vllm does not read gguf files"
 
 
 def test_a_device_that_does_not_exist_is_no_engines_fault() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -276,6 +277,28 @@ def test_a_model_larger_than_the_host_is_refused_whatever_the_limits() -> None:
 
     assert answer.diagnosis.code == DiagnosisCode.DOES_NOT_FIT
     assert "smaller model" in answer.diagnosis.hint
+
+
+@pytest.mark.parametrize(
+    ("free", "fields"),
+    [(60, {}), (60, {"max_num_seqs": 8, "max_model_len": 8192}), (5.5, {})],  # the last: for less than the defaults
+)
+def test_a_bound_of_memory_that_is_too_small_is_told_with_one_that_is_enough(
+    free: float, fields: dict[str, Any]
+) -> None:
+    memory = Memory(64 * GIB, int(free * GIB))
+    answer = refused(ask(memory=memory, limits={"memory_bytes": "300MiB", **fields}))
+
+    assert "limits.memory_bytes allows 0.29 GiB" in answer.diagnosis.message
+    told = re.fullmatch(r"limits.memory_bytes (\d+MiB)", answer.diagnosis.hint)
+    assert told is not None
+    made(ask(memory=memory, limits={"memory_bytes": told[1], **fields}))
+
+
+def test_a_bound_of_memory_is_not_to_be_raised_where_there_is_no_more() -> None:
+    answer = refused(ask(memory=Memory(64 * GIB, 2 * GIB), limits={"memory_bytes": "300MiB"}))
+
+    assert answer.diagnosis.hint.startswith("no limits make it fit within limits.memory_bytes: use a smaller model")
 
 
 def test_memory_that_is_promised_to_others_is_not_given_twice() -> None:

@@ -1,4 +1,6 @@
 import asyncio
+import errno
+import gc
 import json
 import os
 import signal
@@ -308,6 +310,42 @@ async def test_a_directory_that_cannot_be_made_refuses_the_launch(bench: Bench) 
     (bench.root / "instances").write_text("a file")
     with pytest.raises(LaunchError, match=r"cannot start /bin/true: .*instances"):
         await bench.runtime.launch(bench.request("/bin/true"), nothing)
+
+
+def full(bench: Bench) -> LaunchRequest:
+    """A launch that finds no room for what is kept beside an engine."""
+    request = bench.request("/bin/sh", "-c", "sleep 1000")
+    request.directory.mkdir(parents=True)
+    (request.directory / "launch.json").symlink_to("/dev/full")
+    return request
+
+
+async def test_a_disk_without_room_refuses_the_launch_and_is_named(bench: Bench) -> None:
+    request = full(bench)
+    with pytest.raises(LaunchError) as caught:
+        await bench.runtime.launch(request, nothing)
+    assert str(caught.value) == f"cannot start /bin/sh: no space is left on the device ({request.directory})"
+    assert caught.value.hint == "free disk space there"
+    assert isinstance(cause := caught.value.__cause__, OSError)
+    assert cause.errno == errno.ENOSPC
+    assert await bench.runtime.find_all(bench.node) == {}
+
+
+async def test_a_record_that_fails_is_told_even_where_the_launch_failed_before_it(bench: Bench) -> None:
+    async def record() -> None:
+        await asyncio.sleep(0.01)
+        raise OSError(errno.ENOSPC, "the record found no room")
+
+    lost = list[dict[str, object]]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
+    for request in (full(bench), bench.request("/bin/true", "a\0b")):
+        with pytest.raises(OSError, match="the record found no room") as caught:
+            await bench.runtime.launch(request, record)
+        assert isinstance(caught.value.__context__, LaunchError)
+        del caught
+        gc.collect()
+    assert lost == []
+    assert await bench.runtime.find_all(bench.node) == {}
 
 
 async def test_a_nul_byte_in_an_argument_refuses_the_launch(bench: Bench) -> None:

@@ -22,8 +22,8 @@ def taken() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def ports(about: int, held: dict[int, str] | None = None) -> Ports:
-    return Ports(HOST, PortRange(first=about - 9, last=min(about + 9, 65535)), lambda: held or {})
+def ports(about: int, held: dict[int, str] | None = None, host: str = HOST) -> Ports:
+    return Ports(host, PortRange(first=about - 9, last=min(about + 9, 65535)), lambda: held or {})
 
 
 def test_a_port_that_somebody_listens_on_is_left_and_a_fixed_one_refused(taken: int) -> None:
@@ -31,6 +31,17 @@ def test_a_port_that_somebody_listens_on_is_left_and_a_fixed_one_refused(taken: 
     with pytest.raises(PreparationError) as caught:
         ports(taken).take("d", taken, taken)
     assert caught.value.diagnosis.code == DiagnosisCode.PORT_TAKEN
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_an_address_that_is_not_of_this_host_is_not_taken_for_a_port_in_use(taken: int, fixed: bool) -> None:
+    host = "192.0.2.7"  # of documentation: nobody's
+    with pytest.raises(PreparationError) as caught:
+        ports(taken, host=host).take("d", taken if fixed else "auto", 0)
+    diagnosis = caught.value.diagnosis
+    assert diagnosis.message == f"policy.bind is {host}, and that is no address of this host"
+    assert "policy.bind" in diagnosis.hint
+    assert not diagnosis.fatal
 
 
 @pytest.mark.parametrize("fixed", [True, False])
