@@ -10,6 +10,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,6 +74,15 @@ def folder_of(root: Path, kept: Kept) -> Folder:
     """Where it lies."""
     kind, name = kept.path.relative_to(root).parts[:2]
     return Folder(root, kind, name)
+
+
+def current(holding: Holding) -> Holding | None:
+    """With its pin as it is now; None where its record is gone. Raises `OSError`."""
+    if holding.kept is None:
+        return holding
+    if not holding.folder.record(holding.kept.commit, holding.kept.variant).exists():
+        return None
+    return replace(holding, pinned=_pin(holding.folder, holding.kept).exists())
 
 
 def pin(holding: Holding, *, pinned: bool) -> None:

@@ -5,14 +5,16 @@
    links, that of the first file first.
 3. Contents that nothing needs any more go, each under the lock that whoever fetches it holds.
 
-What was begun and not finished is finished by `finish`.
+What was begun and not finished is finished by `finish`. No two of these run at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from agent import failpoints
 from agent.artifacts import cache, holdings
@@ -40,18 +42,36 @@ def remove(root: Path, holding: Holding) -> int:
     return _carry_out(root, folder, holding.kept, moved)
 
 
-def finish(root: Path) -> int:
-    """Carry out what a dead process began. Returns the bytes that became free. Raises `OSError`."""
+def begun(root: Path) -> set[Path]:
+    """Folders of repositories from which something was to go that is not gone. Raises `OSError`."""
+    records = cache.below(root / _REMOVING / "fetched", 3, ".json")
+    return {root / record.parent.parent.name / record.parent.name for record in records}
+
+
+def finish(root: Path, paths: Iterable[Path]) -> int:
+    """Carry out what was begun in these folders, by a dead process or one that failed. Returns the bytes that became
+    free. Raises `OSError` in the end, for one that cannot be finished."""
+    freed, failed = 0, None
+    for path in paths:
+        try:
+            freed += _finish(root, Folder(root, path.parent.name, path.name))
+        except OSError as error:
+            failed = error
+    if failed is not None:
+        raise failed
+    if (rest := root / _REMOVING / "snapshots").exists():
+        _rmtree(rest)
+    return freed
+
+
+def _finish(root: Path, folder: Folder) -> int:
     freed = 0
-    for moved in cache.below(root / _REMOVING / "fetched", 3, ".json"):
+    for moved in cache.below(root / _REMOVING / folder.records.relative_to(root), 1, ".json"):
         kept = cache.read(moved)
-        folder = Folder(root, moved.parent.parent.name, moved.parent.name)
         if kept is None:
             moved.unlink(missing_ok=True)
         else:
             freed += _carry_out(root, folder, kept, moved)
-    if (rest := root / _REMOVING / "snapshots").exists():
-        _rmtree(rest)
     return freed
 
 
@@ -104,14 +124,20 @@ def _hide(root: Path, folder: Folder, snapshot: Path) -> None:
     hidden.parent.mkdir(parents=True, exist_ok=True)
     if hidden.exists():
         _rmtree(hidden)
-    snapshot.replace(hidden)
-    _rmtree(hidden)
+    with contextlib.suppress(FileNotFoundError):  # somebody else removes it, too
+        snapshot.replace(hidden)
+        _rmtree(hidden)
 
 
 def _rmtree(path: Path) -> None:
+    """What goes meanwhile is gone as well. Raises other `OSError`s."""
     import shutil  # noqa: PLC0415 - 5 ms that the daemon's start does not pay
 
-    shutil.rmtree(path)
+    def failed(_function: Callable[..., Any], _path: str, raised: tuple[Any, BaseException, Any]) -> None:
+        if not isinstance(raised[1], FileNotFoundError):
+            raise raised[1]
+
+    shutil.rmtree(path, onerror=failed)
 
 
 def _drop(folder: Folder, path: Path) -> int:
@@ -132,12 +158,14 @@ def _drop(folder: Folder, path: Path) -> int:
 
 
 def _tidy(folder: Folder) -> None:
-    """Names of commits that are not here any more, and directories without anything."""
-    for path in sorted((folder.path / "refs").glob("**/*"), reverse=True):
-        with contextlib.suppress(OSError):
-            if path.is_file() and not folder.snapshot(path.read_text(encoding="utf-8").strip()).is_dir():
-                path.unlink()
-    directories = [path for path in folder.path.glob("**/*") if path.is_dir() and not path.is_symlink()]
-    for path in (*sorted(directories, reverse=True), folder.path, folder.records):
+    """Names of commits that are not here any more, and directories without anything. `Path.glob` of Python 3.11 raises
+    where one goes meanwhile."""
+    for parent, _, names in os.walk(folder.path / "refs"):
+        for path in (Path(parent, name) for name in names):
+            with contextlib.suppress(OSError, ValueError):  # a name of others may hold anything
+                if path.is_file() and not folder.snapshot(path.read_text(encoding="utf-8").strip()).is_dir():
+                    path.unlink()
+    directories = [Path(parent) for parent, _, _ in os.walk(folder.path, topdown=False)]  # follows no links
+    for path in (*directories, folder.records):
         with contextlib.suppress(OSError):
             path.rmdir()

@@ -2,7 +2,8 @@
 
 An engine keeps its log file open and never reopens it, so rotation copies the file and truncates it
 ("copytruncate"); that is sound because it is open for appending. What is written between the last look for new bytes
-and the truncation, some microseconds, is lost. LOG.1 is the newest rotated part, LOG.2 the one before.
+and the truncation, some microseconds, is lost. LOG.1 is the newest rotated part, LOG.2 the one before. On a full disk
+the log gives its room back all the same: of what cannot be copied only the end stays.
 
 This process is the only one that rotates, so it can count the rotations of each log, and a follower knows in which
 part its place is now. Everything but `follow` is synchronous.
@@ -12,19 +13,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import structlog
+
 from agent.runtimes.threads import in_thread
+
+_log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 0.2  # how late a follower sees a line; nothing polls while nobody follows
 READ_DEADLINE_SECONDS = 10.0  # for one chunk; a sick disk must not hold a client for ever
 _CHUNK_BYTES = 64 * 1024  # fits into a gRPC message many times
 _COPY_BYTES = 1024 * 1024
 _CATCH_UP_BYTES = 64 * _COPY_BYTES  # nobody writes as much while we copy, unless to keep us busy for ever
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 Ended = Callable[[], bool]
 
@@ -62,26 +69,56 @@ def remove(path: Path) -> None:
 def rotate(path: Path, max_bytes: int, files: int) -> bool:
     """If the log is larger than `max_bytes`, move its content to LOG.1; with all parts there are at most `files`.
 
-    Raises `OSError` when there is no room for the copy. A crash in between leaves some lines twice, none lost.
+    Where there is no room for the copy, the oldest parts go first, then all of the log but its end. Raises other
+    `OSError`s. A crash in between leaves some lines twice, none lost.
     """
     if size(path) <= max_bytes:
         return False
     rotations = _of(path)
-    with rotations.lock:
-        for part in list(_rotated(path))[max(0, files - 2) :]:
-            part.unlink()  # first of all: the disk may be full
-    with path.open("r+b", buffering=0) as log, _unfinished(path).open("wb", buffering=0) as copy:
-        copied = _copy(log.fileno(), copy.fileno(), 0, size(path)) if files > 1 else 0
+    for kept in range(min(max(0, files - 2), len(list(_rotated(path)))), -1, -1):
         with rotations.lock:
-            if files > 1:
-                for number, part in reversed(list(enumerate(_rotated(path), start=1))):
-                    part.rename(_part(path, number + 1))
-                _unfinished(path).rename(_part(path, 1))
-                _copy(log.fileno(), copy.fileno(), copied, copied + _CATCH_UP_BYTES)
-            log.truncate(0)
-            rotations.count += 1
-    _unfinished(path).unlink(missing_ok=True)
+            for part in list(_rotated(path))[kept:]:
+                part.unlink()  # first of all: the disk may be full
+        try:
+            _move(path, files, rotations)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+        else:
+            return True
+    _cut(path, files, rotations)
     return True
+
+
+def _move(path: Path, files: int, rotations: _Rotations) -> None:
+    """Raises `OSError`: then everything is where it was."""
+    try:
+        with path.open("r+b", buffering=0) as log, _unfinished(path).open("wb", buffering=0) as copy:
+            copied = _copy(log.fileno(), copy.fileno(), 0, size(path)) if files > 1 else 0
+            with rotations.lock:
+                if files > 1:
+                    for number, part in reversed(list(enumerate(_rotated(path), start=1))):
+                        part.rename(_part(path, number + 1))
+                    _unfinished(path).rename(_part(path, 1))
+                    with contextlib.suppress(OSError):  # what came meanwhile, as far as there is room
+                        _copy(log.fileno(), copy.fileno(), copied, copied + _CATCH_UP_BYTES)
+                log.truncate(0)
+                rotations.count += 1
+    finally:
+        _unfinished(path).unlink(missing_ok=True)
+
+
+def _cut(path: Path, files: int, rotations: _Rotations) -> None:
+    """Keep what says why an engine ended, and give the rest of the room back. Raises `OSError`."""
+    with rotations.lock:
+        written = size(path)
+        end = _read_at(path, max(0, written - _CHUNK_BYTES)) if files > 1 else b""
+        os.truncate(path, 0)
+        rotations.count += 1
+        if end:
+            with contextlib.suppress(OSError):  # somebody else took the room at once
+                _part(path, 1).write_bytes(end)
+    _log.warning("no room to rotate a log: only its end is kept", path=str(path), dropped=written - len(end))
 
 
 def tail_text(path: Path, max_bytes: int = 64 * 1024) -> str:
@@ -110,7 +147,8 @@ def head_text(path: Path, max_bytes: int) -> str:
 
 async def follow(path: Path, *, tail_lines: int, follow: bool, ended: Ended) -> AsyncIterator[bytes]:
     """The log in chunks of at most 64 KiB: its last `tail_lines` lines (0: all, rotated parts too; -1: none), then,
-    with `follow`, what is written until `ended()`. Nothing is lost or doubled by rotations in between.
+    with `follow`, what is written until `ended()`. Nothing is doubled by rotations in between, and nothing lost but
+    what a full disk had no room for.
 
     Raises `TimeoutError` when the disk does not answer in time.
     """

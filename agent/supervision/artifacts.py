@@ -7,6 +7,7 @@ what goes first is `garbage`'s to say.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -79,7 +80,7 @@ class Artifacts:
         )
         self._conditions, self._outside = conditions, outside
         self._removing = asyncio.Lock()
-        self._going = ""  # the place where something is being removed
+        self._going: frozenset[str] = frozenset()  # the places where something is being removed
         self._hung: asyncio.Future[Any] | None = None  # a look at the disk that did not come back
 
     # Reading ------------------------------------------------------------------------------------------------------
@@ -126,7 +127,9 @@ class Artifacts:
         if holding.kept is None:
             raise FailedPrecondition(f"{status.source} is not whole", hint="pull it first, then pin it")
         if status.pinned is not pinned:
-            await self._changed(lambda: holdings.pin(holding, pinned=pinned))
+            async with self._removing:  # else it could be found unpinned, and go while the pin is written
+                await self._current(holding)
+                await self._changed(lambda: holdings.pin(holding, pinned=pinned))
             who = "is pinned: it is not removed to make room" if pinned else "is not pinned any more"
             reason = "ArtifactPinned" if pinned else "ArtifactUnpinned"
             self._outside.announce(Event(reason, f"{status.source} {who}", at=clock.wall()))
@@ -162,9 +165,10 @@ class Artifacts:
 
     async def collect(self, *, dry_run: bool, everything: bool) -> Collection:
         """Make room down to the low watermark; with `everything` remove all that nobody wants, however new."""
+        failed: list[str] = []
+        if not dry_run:
+            await self._finish(failed)
         try:
-            if not dry_run:
-                await self._in_thread(lambda: removal.finish(self._root), REMOVE_DEADLINE)
             seen = await self._look()
         except OSError as error:
             raise Unavailable(f"{self._root} cannot be read: {_said(error)}") from error
@@ -178,11 +182,15 @@ class Artifacts:
             named = {one.key for one in going}
             going += [one for one in garbage.abandoned(candidates, self._marks, now) if one.key not in named]
         if not dry_run:
-            going = await self._carry_out(seen, going)
+            going = await self._carry_out(seen, going, failed)
+        if failed and not going:
+            raise Unavailable(_together(failed))
         statuses = {status.id: status for status in self._statuses(seen.holdings)}
         removed = tuple(Collected(statuses[_id(one.key)], one.frees, one.reason) for one in going)
         freed = sum(one.freed for one in removed)
-        return Collection(removed, self._disk(seen.disk), self._told(candidates, excess, freed, everything=everything))
+        told = self._told(candidates, excess, freed, everything=everything)
+        message = f"{told}; {_together(failed)}" if failed else told
+        return Collection(removed, self._disk(seen.disk), message)
 
     async def make_room(self, lacking: int) -> bool:
         """Free so many bytes for a pull. Whether anything was removed."""
@@ -193,37 +201,46 @@ class Artifacts:
             # Where all of it would not be enough, it stays: the pull is refused anyway.
             if sum(one.frees for one in going) < lacking:
                 return False
-            return bool(await self._carry_out(seen, going))
-        except (OSError, Unavailable) as error:
+            return bool(await self._carry_out(seen, going, []))
+        except OSError as error:
             log.warning("no room made", error=str(error))
             return False
 
     async def settled(self, reference: str) -> None:
         """Until nothing that lies beside these files is being removed. Those that a deployment's plan names by now are
         not removed by what comes later."""
-        if self._going and self._going == wants.place(wants.folder_of(self._root, reference)):
+        if wants.place(wants.folder_of(self._root, reference)) in self._going:
             async with self._removing:
                 pass
 
     async def tend(self) -> None:
-        """Once a period: note what is in use, finish what was begun, and make room. Raises `OSError`."""
-        await self._in_thread(lambda: removal.finish(self._root), REMOVE_DEADLINE)
+        """Once a period: note what is in use, finish what was begun, and make room; what cannot be removed is told, and
+        holds up nothing else. Raises `OSError` where the cache cannot be looked at."""
+        failed: list[str] = []
+        await self._finish(failed)
         seen = await self._look()
         interests = wants.interests(self._root, seen.holdings, self._outside.wants())
         live = [holding for holding in seen.holdings if interests[holding.key].used]
         await self._in_thread(lambda: _touch(live), SCAN_DEADLINE)
         candidates, now = self._candidates(seen.holdings), clock.wall()
-        await self._carry_out(seen, list(garbage.abandoned(candidates, self._marks, now)))
+        await self._carry_out(seen, list(garbage.abandoned(candidates, self._marks, now)), failed)
         if seen.disk.excess(self._marks.high):
             why = f"the disk is {seen.disk.used:.0%} full, above {self._marks.high:.0%}"
             going = garbage.to_free(candidates, seen.disk.excess(self._marks.low), why, self._marks, now)
-            await self._carry_out(seen, going)
-            seen = await self._look()
-        self._tell_disk(seen)
+            await self._carry_out(seen, going, failed)
+            with contextlib.suppress(OSError):  # above all where a removal hangs: then what was seen before is told
+                seen = await self._look()
+        self._tell_disk(seen, failed)
 
-    def _tell_disk(self, seen: _Seen) -> None:
+    def _tell_disk(self, seen: _Seen, failed: Sequence[str]) -> None:
         full = f"{self._root}: {seen.disk.used:.0%} of the disk is in use, {garbage.size(seen.disk.free)} are free"
-        if not seen.disk.excess(self._marks.high):
+        above = bool(seen.disk.excess(self._marks.high))
+        if failed:
+            # Below the mark it has room, and cannot be given more when that is needed.
+            message = f"{full}; {_together(failed)}"
+            self._conditions.set("DiskHasRoom", False if above else None, "RemovalFailed", message)
+            return
+        if not above:
             self._conditions.set("DiskHasRoom", True, "BelowHighWatermark", full)
             return
         message = f"{full}, and nothing more can be removed"
@@ -268,21 +285,48 @@ class Artifacts:
             for holding in found
         ]  # fmt: skip
 
-    async def _carry_out(self, seen: _Seen, going: Sequence[Removal]) -> list[Removal]:
-        """Remove in order, and tell each; returns what went, with what that really freed."""
+    async def _finish(self, failed: list[str]) -> None:
+        """Carry out what was begun, but where a pull is under way. What fails is added to `failed`."""
+        try:
+            async with self._removing:
+                begun = await self._changed(lambda: removal.begun(self._root))
+                # As in `_remove`, nothing is awaited between this look and what follows from it.
+                paths = begun - {job.folder.path for job in self._outside.pulls()}
+                self._going = frozenset(map(wants.place, paths))
+                try:
+                    await self._changed(lambda: removal.finish(self._root, paths))
+                finally:
+                    self._going = frozenset()
+        except Unavailable as error:
+            failed.append(f"what was begun to be removed stays: {error}")
+            log.warning("removal not finished", error=str(error))
+
+    async def _carry_out(self, seen: _Seen, going: Sequence[Removal], failed: list[str]) -> list[Removal]:
+        """Remove in order, and tell each; returns what went, with what that really freed. What fails is added to
+        `failed`, and the next is tried."""
         by_key = {holding.key: holding for holding in seen.holdings}
         gone = []
         for one in going:
-            freed = await self._remove(seen, by_key[one.key], one.reason)
+            holding = by_key[one.key]
+            try:
+                freed = await self._remove(seen, holding, one.reason)
+            except NotFound:  # somebody else was faster
+                continue
+            except Unavailable as error:
+                failed.append(f"{wants.reference(holding)} stays: {error}")
+                log.warning("not removed", artifact=wants.reference(holding), error=str(error))
+                continue
             if freed is not None:
                 gone.append(replace(one, frees=freed))
         return gone
 
     async def _remove(self, seen: _Seen, holding: Holding, reason: str, *, must: bool = False) -> int | None:
-        """Bytes that are free now; None for what somebody wants by now, or an error where it `must` go."""
+        """Bytes that are free now; None for what somebody wants by now, or an error where it `must` go. Raises
+        `NotFound` for what went meanwhile, and `Unavailable`."""
         async with self._removing:
+            now = await self._current(holding)
             # Nothing is awaited between this look and the removal: who wants it later waits in `settled`.
-            found = self._candidates(seen.holdings, ordered=must)
+            found = self._candidates([now if one is holding else one for one in seen.holdings], ordered=must)
             candidate = next(one for one in found if one.key == holding.key)
             if candidate.kept_for:
                 if must:
@@ -290,11 +334,11 @@ class Artifacts:
                         f"{wants.reference(holding)} stays: {candidate.kept_for}", hint=_way(candidate)
                     )
                 return None
-            self._going = wants.place(holding.folder.path)
+            self._going = frozenset({wants.place(holding.folder.path)})
             try:
                 freed = await self._changed(lambda: removal.remove(self._root, holding))
             finally:
-                self._going = ""
+                self._going = frozenset()
         if freed or holding.kept is not None:
             message = f"{wants.reference(holding)} removed, {garbage.size(freed)} freed: {reason}"
             self._outside.announce(Event("ArtifactRemoved", message, at=clock.wall()))
@@ -313,6 +357,13 @@ class Artifacts:
             if _id(holding.key) == status.id:
                 return seen, holding
         raise NotFound(f"{status.source} is not here any more")
+
+    async def _current(self, holding: Holding) -> Holding:
+        """As it is now, for whoever has `_removing`. Raises `NotFound` for what went meanwhile, and `Unavailable`."""
+        now = await self._changed(lambda: holdings.current(holding))
+        if now is None:
+            raise NotFound(f"{wants.reference(holding)} is not here any more")
+        return now
 
     async def _look(self) -> _Seen:
         return await self._in_thread(lambda: _Seen(holdings.scan(self._root), _disk_of(self._root)), SCAN_DEADLINE)
@@ -409,5 +460,11 @@ def _one(found: Sequence[ArtifactStatus], name: str) -> ArtifactStatus:
     raise InvalidArgument(f"{name} is the reference of {len(same)} artifacts", violations=(violation,))
 
 
+def _together(failed: Sequence[str]) -> str:
+    """One of many is enough to look for the cause."""
+    return failed[0] + (f" (and {len(failed) - 1} more)" if len(failed) > 1 else "")
+
+
 def _said(error: OSError) -> str:
-    return error.strerror or str(error)
+    why = error.strerror or str(error)
+    return f"{why} ({error.filename})" if error.filename else why

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -79,6 +82,40 @@ def test_what_goes_while_one_looks_is_not_seen_and_nothing_else_is_missed(tmp_pa
     assert len(set(seen)) > 1
 
 
+def test_what_others_remove_meanwhile_is_no_error(tmp_path: Path) -> None:
+    """A snapshot goes file by file by the hand of somebody else, and directories come and go beside it."""
+    folder, done = cache.repository(tmp_path, "a/b"), threading.Event()
+
+    def others() -> None:
+        while not done.is_set():
+            shutil.rmtree(folder.snapshot(C1), ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # what is empty is tidied away
+                (folder.snapshot(C2) / "sub").mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder.snapshot(C2), ignore_errors=True)
+
+    for _ in range(20):
+        keep(tmp_path, "a/b", C1, "", {f"{number}.safetensors": b"w" for number in range(50)})
+        (holding,) = (one for one in holdings.scan(tmp_path) if one.kept)
+        done.clear()
+        thread = threading.Thread(target=others)
+        thread.start()
+        try:
+            removal.remove(tmp_path, holding)
+        finally:
+            done.set()
+            thread.join()
+        assert not folder.snapshot(C1).exists()
+        assert "hf:a/b" not in by_source(tmp_path)
+
+
+def test_a_name_of_a_commit_that_is_no_text_stays(tmp_path: Path) -> None:
+    keep(tmp_path, "a/b", C1, "Q4", {"q4.gguf": b"4" * 100})
+    odd = cache.repository(tmp_path, "a/b").path / "refs" / "odd"
+    odd.write_bytes(b"\xff")
+    assert removal.remove(tmp_path, by_source(tmp_path)["hf:a/b:Q4"]) == 100
+    assert files(tmp_path) == {str(odd.relative_to(tmp_path))}
+
+
 def test_a_file_that_changed_or_went_is_seen(tmp_path: Path) -> None:
     kept = keep(tmp_path, "a/b", C1, "Q4", {"q4.gguf": b"4" * 100})
     assert by_source(tmp_path)["hf:a/b:Q4"].whole
@@ -140,6 +177,18 @@ def test_a_pin_lies_beside_its_record_and_goes_with_an_order(tmp_path: Path) -> 
         assert by_source(tmp_path)["hf:a/b:Q4"].pinned is pinned
 
 
+def test_what_was_seen_is_looked_at_again(tmp_path: Path) -> None:
+    keep(tmp_path, "a/b", C1, "Q4", {"q4.gguf": b"4"})
+    seen = by_source(tmp_path)["hf:a/b:Q4"]
+    assert holdings.current(seen) == seen
+    holdings.pin(seen, pinned=True)
+    now = holdings.current(seen)
+    assert now is not None
+    assert (seen.pinned, now.pinned) == (False, True)
+    removal.remove(tmp_path, seen)
+    assert holdings.current(seen) is None
+
+
 def test_nothing_outside_of_the_cache_is_ever_removed(tmp_path: Path) -> None:
     root, outside = tmp_path / "cache", tmp_path / "precious"
     outside.mkdir()
@@ -173,10 +222,27 @@ def test_a_death_in_the_middle_leaves_nothing_that_is_believed_and_is_finished_l
     snapshot = cache.repository(tmp_path, "a/b").snapshot(C1)
     assert not snapshot.exists() or {path.name for path in snapshot.iterdir()} == {"config.json", "model.safetensors"}
     assert all(path.exists() for path in tmp_path.glob("hub/*/snapshots/*/*"))  # no link leads nowhere
-    removal.finish(tmp_path)
+    removal.finish(tmp_path, removal.begun(tmp_path))
+    assert not removal.begun(tmp_path)
     assert list(by_source(tmp_path)) == ["hf:a/b:Q4"]
     assert by_source(tmp_path)["hf:a/b:Q4"].whole
     assert not [path for path in (tmp_path / "removing").glob("**/*") if path.is_file()]
+
+
+def test_one_that_cannot_be_finished_holds_up_no_other(tmp_path: Path) -> None:
+    for repo in ("a/b", "a/c"):
+        kept = keep(tmp_path, repo, C1, "Q4", {"q4.gguf": repo.encode() * 50})
+        record = holdings.folder_of(tmp_path, kept).record(C1, "Q4")
+        moved = tmp_path / "removing" / record.relative_to(tmp_path)
+        moved.parent.mkdir(parents=True)
+        record.rename(moved)
+    stuck, other = (cache.repository(tmp_path, repo) for repo in ("a/b", "a/c"))
+    stuck.locks.parent.mkdir(parents=True)
+    stuck.locks.write_text("no directory")
+    with pytest.raises(FileExistsError):
+        removal.finish(tmp_path, [stuck.path, other.path])
+    assert removal.begun(tmp_path) == {stuck.path}
+    assert not other.path.exists()
 
 
 def test_fetching_again_after_a_death_is_not_undone(tmp_path: Path) -> None:
@@ -188,5 +254,7 @@ def test_fetching_again_after_a_death_is_not_undone(tmp_path: Path) -> None:
     moved.parent.mkdir(parents=True)
     record.rename(moved)
     keep(tmp_path, "a/b", C1, "Q4", {"q4.gguf": b"4" * 100})
-    assert removal.finish(tmp_path) == 0
+    assert removal.finish(tmp_path, ()) == 0
+    assert removal.begun(tmp_path) == {folder.path}  # nothing of it was asked for
+    assert removal.finish(tmp_path, [folder.path]) == 0
     assert by_source(tmp_path)["hf:a/b:Q4"].whole

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,99 @@ def test_a_full_disk_with_nothing_to_remove_is_a_condition(tmp_path: Path, tiny_
         went(node, B, "hf:a/three-GGUF")
 
 
+def disk(client: Client) -> pb.Condition:
+    """What is said of the cache's disk, once the look at the start is done."""
+    found: list[pb.Condition] = wait_true(
+        lambda: [one for one in client.get_node().conditions if one.type == "DiskHasRoom"], what="told"
+    )
+    return found[0]
+
+
+def test_what_cannot_be_removed_is_told_and_holds_up_nothing_else(host: Daemon) -> None:
+    long_ago = time.time() - 30 * DAY
+    for reference in (A, B):
+        plant(host, reference)
+        folder = cache.repository(host.root / "cache", reference.removeprefix("hf:").partition(":")[0])
+        (blob,) = folder.blobs.iterdir()
+        part = blob.rename(blob.with_name(f"{blob.name}.incomplete"))  # of a pull that nobody goes on with
+        part.with_name(f"{part.name}.parts").touch()
+        os.utime(part, (long_ago, long_ago))
+        shutil.rmtree(folder.path / "snapshots")
+        shutil.rmtree(folder.records)
+    locks = host.root / "cache/hub/.locks/models--a--one-GGUF"
+    locks.parent.mkdir()
+    locks.write_text("no directory")
+    host.start()
+    with host.client() as client:
+        told = disk(client)
+        assert (told.status, told.reason) == (pb.TERNARY_UNSPECIFIED, "RemovalFailed")
+        assert "hf:a/one-GGUF stays: " in told.message
+        assert str(locks) in told.message
+        assert set(held(client)) == {"hf:a/one-GGUF"}
+        with pytest.raises(Unavailable, match="hf:a/one-GGUF stays: "):
+            client.collect_artifacts(everything=True)
+        with pytest.raises(Unavailable, match="cannot be changed: File exists"):
+            client.delete_artifact("hf:a/one-GGUF")
+        plant(host, C)
+        collected = client.collect_artifacts(everything=True)
+        assert [one.artifact.source for one in collected.removed] == [C]
+        assert "hf:a/one-GGUF stays: " in collected.message
+        # What was begun to be removed and could not be finished waits in the same way.
+        plant(host, A)
+        with pytest.raises(Unavailable):
+            client.delete_artifact(A)
+        with pytest.raises(Unavailable, match="what was begun to be removed stays: "):
+            client.collect_artifacts()
+        assert A not in held(client)
+    went(host, "hf:a/two-GGUF", C)
+    assert [event.reason for event in host.events()].count("RemovalFailed") == 1
+    host.stop()
+    host.start()
+    with host.client() as client:
+        assert disk(client).reason == "RemovalFailed"
+    host.stop()
+    locks.unlink()
+    host.start()
+    with host.client() as client:
+        assert disk(client).reason == "BelowHighWatermark"
+        assert not held(client)
+    assert not list((host.root / "cache").glob("hub/*/blobs/*"))
+
+
+def test_what_is_pinned_while_others_go_stays(host: Daemon) -> None:
+    references = [f"hf:a/{number:02}-GGUF:Q4_K_M" for number in range(80)]
+    last = references[-1]
+    for number, reference in enumerate(references):
+        plant(host, reference, days=90 - number)  # they go in this order
+    host.start()
+    with host.client() as client, host.client(timeout=30) as other, ThreadPoolExecutor(1) as beside:
+        collection = beside.submit(other.collect_artifacts, everything=True)
+        first = cache.repository(host.root / "cache", "a/00-GGUF").records
+        wait_true(lambda: not first.exists(), what="begun")
+        try:
+            pinned = client.pin_artifact(last).pinned
+        except NotFound:  # the others went faster than that
+            pinned = False
+        removed = [one.artifact.source for one in collection.result().removed]
+        assert removed == (references[:-1] if pinned else references)
+        assert set(held(client)) == ({last} if pinned else set())
+
+
+def test_what_somebody_removes_is_not_removed_by_another_beside_him(host: Daemon) -> None:
+    repo, contents = "a/many-GGUF", {f"{number}.safetensors": b"%d" % number for number in range(150)}
+    host.start()
+    with host.client() as client, host.client() as other, ThreadPoolExecutor(1) as beside:
+        for _ in range(8):
+            kept = keep(host.root / "cache", repo, "c" * 40, "", contents)
+            moved = host.root / "cache/removing/fetched/hub/models--a--many-GGUF"
+            deleted = beside.submit(other.delete_artifact, f"hf:{repo}")
+            while not moved.exists() and not deleted.done():
+                time.sleep(0.001)
+            assert not client.collect_artifacts().removed
+            assert deleted.result().freed_bytes == kept.bytes
+        assert not held(client)
+
+
 def test_a_kill_in_the_middle_of_a_collection_leaves_nothing_half_visible(host: Daemon) -> None:
     host.start(environ={"AGENTD_FAILPOINTS": "removing-contents=kill@2"})
     with host.client() as client:
@@ -301,6 +395,7 @@ def test_a_kill_in_the_middle_of_a_collection_leaves_nothing_half_visible(host: 
         host.process.wait(40)
         assert whole(host)
         host.start()
-        assert list(held(client)) == [C]
-        wait_true(lambda: len(list((host.root / "cache").glob("hub/*/blobs/*"))) == 1, what="finished")
+        assert not {A, B} & set(held(client))  # contents without a record are there until the look at the start
+        wait_true(lambda: list(held(client)) == [C], what="finished")
+        assert len(list((host.root / "cache").glob("hub/*/blobs/*"))) == 1
         assert whole(host)

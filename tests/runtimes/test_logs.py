@@ -1,8 +1,10 @@
 import asyncio
 import itertools
+import os
+import resource
 import subprocess
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,31 @@ from agent.runtimes import logs
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     return tmp_path / "1.log"
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A log on a file system of 1 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        yield disk / "1.log"
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def fill(log: Path) -> int:
+    """Write until the disk is full, to its last byte; returns how many lines."""
+    with log.open("ab", buffering=0) as file:
+        for number in itertools.count():
+            try:
+                file.write(f"line {number:010}\n".encode())
+            except OSError:
+                return number
+    raise AssertionError
 
 
 def append(log: Path, text: str) -> None:
@@ -90,6 +117,48 @@ def test_under_a_chatty_writer_order_is_kept_and_no_line_comes_twice(log: Path) 
     # What is written between the last copy and the truncation is lost: a line or two for each rotation, but many when
     # a loaded machine takes the CPU away in between.
     assert len(numbers) > 20_000
+
+
+def test_on_a_full_disk_old_parts_go_for_the_newest(full: Path) -> None:
+    for text in ("oldest\n" * 10_000, "old\n" * 50_000, "new\n" * 50_000):
+        append(full, text)
+        assert logs.rotate(full, 1, 9)
+    append(full, "now\n" * 50_000)
+    fill(full.with_name("other"))
+    assert logs.rotate(full, 1, 9)
+    assert [set(part.read_text().split()) for part in sorted(full.parent.glob("1.log.*"))] == [{"now"}, {"new"}]
+    assert full.read_text() == ""
+
+
+@pytest.mark.parametrize("files", [1, 3])
+async def test_a_log_that_filled_the_disk_keeps_its_end_and_gives_the_room_back(full: Path, files: int) -> None:
+    lines = fill(full)
+    size = full.stat().st_size
+    chunks = logs.follow(full, tail_lines=0, follow=True, ended=lambda: True)
+    followed = await anext(chunks)
+    assert logs.rotate(full, 1, files)
+    assert sum(part.stat().st_size for part in full.parent.iterdir()) <= size / 8
+    assert {part.name for part in full.parent.iterdir()} == ({"1.log", "1.log.1"} if files > 1 else {"1.log"})
+    append(full, "after\n")
+    told = logs.tail_text(full).splitlines()
+    assert told[-1] == "after"
+    assert files == 1 or told[-2] == f"line {lines - 1:010}"
+    followed += b"".join([chunk async for chunk in chunks])
+    assert followed.endswith(b"\nafter\n")
+    assert len(set(followed.splitlines())) == len(followed.splitlines())  # nothing comes twice
+
+
+def test_a_rotation_that_fails_leaves_the_log_and_nothing_beside_it(log: Path) -> None:
+    append(log, "a line\n")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            logs.rotate(log, 1, 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert log.read_text() == "a line\n"
+    assert list(log.parent.iterdir()) == [log]
 
 
 def test_removing_takes_all_parts_and_nothing_else(log: Path) -> None:
