@@ -71,6 +71,11 @@ class DockerRuntime:
         self._main: dict[str, int] = {}  # by container id: the engine's pid
         self._instances: dict[str, str] = {}  # by container id: whose it is by now, which its labels may not say
 
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for the end of an instance."""
+        return self._watch.awaited
+
     def close(self) -> None:
         """End what was opened; containers go on."""
         self._watch.close()
@@ -98,6 +103,7 @@ class DockerRuntime:
                 found = await self._run(lambda: self._maker.start(id, container))
             except Severed:
                 await self._drop(id)
+                id = ""  # what is made now has only its name, until the engine says more
                 id = await self._made(request, container)
                 found = await self._run(lambda: self._maker.start(id, container))
         except Silent as silent:
@@ -375,7 +381,7 @@ class DockerRuntime:
             try:
                 await self._run(lambda: self._maker.remove(id))
             except (Silent, Refused):
-                self._watch.unwanted.add(id)
+                self._watch.remove_later(id)
 
 
 def _is_of(found: Found, identity: Identity, box: Box) -> bool:

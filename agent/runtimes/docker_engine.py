@@ -89,8 +89,10 @@ class Engine:
 
     def ask(self, work: Callable[[Any], _T], deadline: float | None = ASK_SECONDS) -> _T:
         """As `call`, from within a thread. `deadline` is for each part of an answer; None: for a stream."""
-        if not Path(self.socket).exists():
-            raise Silent(f"there is no socket {self.socket}")
+        try:
+            Path(self.socket).stat()
+        except OSError as error:
+            raise Silent(self._broken(error)) from error
         import docker.errors  # noqa: PLC0415 - a quarter of a second and 15 MiB, which most nodes save
         import requests  # noqa: PLC0415 - comes with it
         import urllib3  # noqa: PLC0415 - the same

@@ -7,9 +7,11 @@ the two writes neither loses a line nor repeats one.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,8 +30,8 @@ _CHUNK = 256 * 1024
 
 @frozen
 class _Reached:
-    """The time of the last piece of output, how many pieces had the same (podman tells whole seconds), and the length
-    of the log with all of them."""
+    """The time of the last piece of output, how many pieces in a row had the same (podman tells whole seconds), and the
+    length of the log with all of them."""
 
     at: int = 0  # nanoseconds since the epoch
     pieces: int = 0
@@ -64,20 +66,14 @@ def go_on(before: Path, directory: Path) -> None:
 
 
 def _news(engine: Engine, id: str, reached: _Reached) -> Iterator[tuple[bytes, int, int]]:
-    """Output in chunks, each with how far that is."""
-    at, pieces, same = reached.at, reached.pieces, 0
-    held = bytearray()
-    for piece in _pieces(engine.ask(lambda api: _output(api, id, reached.at // 10**9))):
-        stamp, _, text = piece.partition(b" ")
-        when = nanoseconds(stamp.decode(errors="replace"))
-        if when < reached.at:
-            continue
-        if when == reached.at:
-            same += 1
-            if same <= reached.pieces:
-                continue
-        pieces = pieces + 1 if when == at else 1
-        at = when
+    """Output in chunks, each with how far that is: all that stands behind the last known piece, whatever its times are.
+    A clock that is set back makes them earlier."""
+    since = reached.at if reached.at <= time.time_ns() else 0
+    output = engine.ask(lambda api: _output(api, id, since // 10**9))
+    last = (reached.at, reached.pieces)
+    known = [number for number, (at, pieces, _) in enumerate(_pieces(output), 1) if (at, pieces) == last]
+    held, at, pieces = bytearray(), 0, 0
+    for at, pieces, text in itertools.islice(_pieces(output), max(known, default=0), None):
         held += text
         if len(held) >= _CHUNK:
             yield bytes(held), at, pieces
@@ -96,14 +92,17 @@ def _output(api: Any, id: str, since: int) -> bytes:
     return output
 
 
-def _pieces(output: bytes) -> Iterator[bytes]:
-    """Lines, or parts of very long ones, each behind its time."""
-    view, place = memoryview(output), 0
+def _pieces(output: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Lines, or parts of very long ones, each with its time and how many in a row have had that."""
+    view, place, at, pieces = memoryview(output), 0, 0, 0
     while place + _HEADER.size <= len(view):
         (length,) = _HEADER.unpack_from(view, place)
         place += _HEADER.size
-        yield bytes(view[place : place + length])
+        stamp, _, text = bytes(view[place : place + length]).partition(b" ")
         place += length
+        when = nanoseconds(stamp.decode(errors="replace"))
+        at, pieces = when, pieces + 1 if when == at else 1
+        yield at, pieces, text
 
 
 def _read(path: Path) -> _Reached | None:

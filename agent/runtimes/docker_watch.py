@@ -45,7 +45,8 @@ class Watch:
         self._looks: dict[str, tuple[Any, Any]] = {}  # by container id: its state and names as last listed
         self.codes: dict[str, int] = {}  # by container id: what the engine said when it ended
         self.silent: Silent | None = None  # why it did not answer, while it does not
-        self.unwanted: set[str] = set()  # containers that could not be removed, for as soon as it answers again
+        self._warned: dict[str, str] = {}  # of what was warned, and what was wrong then
+        self._unwanted: dict[str, None] = {}  # containers that could not be removed, in the order of the next attempts
 
     def start(self) -> None:
         """From within the loop; more than once is once."""
@@ -55,6 +56,11 @@ class Watch:
         self._since = f"{time.time():.9f}"
         for work, name in ((self._follow, "docker-events"), (self._list, "docker-list")):
             threading.Thread(target=work, name=name, daemon=True).start()
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for the end of a container."""
+        return bool(self._waiting)
 
     @contextlib.contextmanager
     def changes(self, id: str) -> Iterator[asyncio.Event]:
@@ -85,6 +91,10 @@ class Watch:
             self._look.set()  # judge the engine now
             raise error if isinstance(error, Silent) else Silent(str(self.silent)) from error
 
+    def remove_later(self, id: str) -> None:
+        """A container that could not be removed: as soon as the engine answers again."""
+        self._unwanted[id] = None
+
     def forget(self, id: str) -> None:
         self.codes.pop(id, None)
         self._looks.pop(id, None)
@@ -104,14 +114,25 @@ class Watch:
         for event in self._waiting.get(id, ()):
             event.set()
 
+    def _warn(self, about: str, what: str, error: Exception) -> None:
+        """Once, until that is over or something else is wrong. `about` a container, or what is done."""
+        if self._warned.get(about) != str(error) and not self._stop.is_set():
+            self._warned[about] = str(error)
+            trace = None if isinstance(error, Refused) else error
+            _log.warning(what, socket=self._engine.socket, about=about, error=str(error), exc_info=trace)
+
     # the stream's thread
 
     def _follow(self) -> None:
         pause = REOPEN_SECONDS
         while not self._stop.is_set():
             began = time.monotonic()
-            with contextlib.suppress(Silent, Refused):
+            try:
                 self._engine.follow(self._events)
+            except (Silent, Refused):
+                pass  # the list's thread judges
+            except Exception as error:  # noqa: BLE001 - nobody would miss this thread, and no exit be seen at once
+                self._warn("events", "the container engine's events cannot be read", error)
             pause = REOPEN_SECONDS if time.monotonic() - began > pause else min(2 * pause, REOPEN_MOST_SECONDS)
             self._stop.wait(pause)
 
@@ -142,10 +163,14 @@ class Watch:
                 self._engine.greet()
                 self._post(self._listed, self._engine.ask(self._containers))
                 self._remove_unwanted()
+                self._warned.pop("list", None)
             except Silent as error:
                 silent = error
             except Refused as refusal:
-                _log.warning("container engine refuses to list containers", error=str(refusal))
+                self._warn("list", "container engine refuses to list containers", refusal)
+            except Exception as error:  # noqa: BLE001 - without this thread the last judgement would hold for ever
+                self._warn("list", "containers cannot be listed", error)
+                silent = Silent(f"its containers cannot be listed: {error!r}")
             self._post(self._judge, silent)
             self._look.wait(LIST_SECONDS if silent is None else RETRY_SECONDS)
 
@@ -154,17 +179,19 @@ class Watch:
         return found
 
     def _remove_unwanted(self) -> None:
-        for id in tuple(self.unwanted):
+        for id in tuple(self._unwanted):
             try:
                 self._engine.ask(methodcaller("remove_container", id, v=True, force=True))
             except Silent:  # all of it, or only what it asks for this one: a shim, a sick device's driver
+                self._unwanted[id] = self._unwanted.pop(id)  # the others first, next time
                 self._engine.greet()
                 break
             except Refused as refusal:
                 if not refusal.missing:
-                    _log.warning("container not removed", container=id, error=str(refusal))
+                    self._warn(id, "container not removed", refusal)
                     continue
-            self.unwanted.discard(id)
+            del self._unwanted[id]
+            self._warned.pop(id, None)
 
     def _listed(self, found: list[dict[str, Any]]) -> None:
         looks = {str(each["Id"]): (each.get("State"), each.get("Names")) for each in found}

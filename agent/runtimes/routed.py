@@ -1,7 +1,8 @@
 """The runtimes of a node as one: each instance is dealt with by the one that runs it.
 
 Native processes are always there. A container engine is talked to once an instance is to run by it; which ones were, a
-file in the state directory tells, so that the next agent finds their containers and asks nobody else.
+file in the state directory tells, so that the next agent finds their containers and asks nobody else. One that is not
+used, and says that it has no container of this node, is taken out of it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import signal
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +39,10 @@ class Runtimes:
         self._file = state / FILE
         self._sockets = _read(self._file)
         self._docker: dict[str, DockerRuntime] = {}  # by socket
+        self._launched: set[str] = set()  # sockets by which this agent launched, perhaps right now
         self._found: dict[str, Runtime] = {}  # by instance, of the last `find_all`
-        self.tell: Tell = lambda *_: None  # of container engines, for the node's condition
+        self._said: dict[str, tuple[bool | None, str, str]] = {}  # by socket: what was last told of it
+        self.tell: Tell = lambda *_: None  # of container engines that matter, for the node's one condition
         self.blind = False  # some container engine did not answer at the last `find_all`
 
     @property
@@ -61,8 +65,17 @@ class Runtimes:
         from agent.runtimes.docker import DockerRuntime  # noqa: PLC0415 - most nodes run no container
 
         if socket not in self._docker:
-            self._docker[socket] = DockerRuntime(self._node, socket, self.tell)
+            self._docker[socket] = DockerRuntime(self._node, socket, partial(self._told, socket))
         return self._docker[socket]
+
+    def _told(self, socket: str, *said: Any) -> None:
+        """Tell of the engine that was last used, unless another one that runs an instance does not answer."""
+        self._said[socket] = said
+        running = (each for each, runtime in self._docker.items() if runtime.awaited)
+        counted = list(dict.fromkeys((self.last_used, *running)))
+        if socket in counted:
+            known = [self._said[each] for each in counted if each in self._said]
+            self.tell(*next((each for each in known if each[0] is False), known[0]))
 
     async def warm(self, socket: str) -> None:
         """Talk to a container engine that will soon run an instance: the first call takes longest."""
@@ -140,6 +153,7 @@ class Runtimes:
         """Of all runtimes; `blind` says whether one did not answer, and so may have more."""
         found = await self._process.find_all(node)
         self._found, self.blind = dict.fromkeys((identity.instance for identity in found), self._process), False
+        empty = set()
         for socket in self._sockets:
             runtime = self._engine(socket)
             try:
@@ -149,6 +163,11 @@ class Runtimes:
                 continue
             self._found |= dict.fromkeys((identity.instance for identity in theirs), runtime)
             found |= theirs
+            if not theirs:
+                empty.add(socket)
+        if unused := empty - self._launched - {self.last_used}:
+            with contextlib.suppress(OSError):  # next time
+                self._note([socket for socket in self._sockets if socket not in unused])
         return found
 
     async def kill_stray(self, identity: Identity, pids: tuple[int, ...]) -> None:
@@ -157,15 +176,19 @@ class Runtimes:
 
     def _remember(self, socket: str) -> None:
         """Before the first container of an engine: whoever looks for it must know where."""
+        self._launched.add(socket)
         if socket == self.last_used:
             return
-        self._sockets = [*(other for other in self._sockets if other != socket), socket][-_MANY:]
-        fresh = self._file.with_suffix(".new")
         try:
-            fresh.write_text("".join(f"{each}\n" for each in self._sockets))
-            fresh.replace(self._file)
+            self._note([*(other for other in self._sockets if other != socket), socket][-_MANY:])
         except OSError as error:
             raise LaunchError(f"cannot note the container engine in {self._file}: {error.strerror}") from error
+
+    def _note(self, sockets: list[str]) -> None:
+        fresh = self._file.with_suffix(".new")
+        fresh.write_text("".join(f"{each}\n" for each in sockets))
+        fresh.replace(self._file)
+        self._sockets = sockets
 
 
 def _read(path: Path) -> list[str]:

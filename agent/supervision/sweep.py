@@ -41,6 +41,7 @@ class Sweep:
         self._report_only = report_only or tuning.sweep_dry_run
         self._conditions = conditions
         self._first_seen: dict[str, float] = {}
+        self._refused: dict[str, str] = {}  # by instance: why it could not be ended in this sweep
 
     async def run(
         self, recorded: Callable[[], Iterable[str]], ended: Callable[[], Iterable[str]],
@@ -50,13 +51,14 @@ class Sweep:
         so that one that was launched meanwhile is known. Returns in how many seconds there is reason for another; None:
         whenever its turn comes.
         """
+        self._refused.clear()
         folders = await asyncio.to_thread(_names, self._instances)
         found = await self._runtime.find_all(self._node_uid)
         known, over = set(recorded()), set(ended())
         remains = {identity for identity, pids in found.items() if not pids and identity.instance in over - known}
         for identity in remains:
-            log.info("remains removed", instance=identity.instance)
-            await self._runtime.kill_stray(identity, ())
+            if await self._end(identity, ()):
+                log.info("remains removed", instance=identity.instance)
         strays = {i: pids for i, pids in found.items() if i.instance not in known and i not in remains}
         self._first_seen = {i.instance: self._first_seen.get(i.instance, clock.now()) for i in strays}
         old = {i: pids for i, pids in strays.items() if clock.now() - self._first_seen[i.instance] >= self._min_age}
@@ -75,10 +77,20 @@ class Sweep:
         if self._report_only:
             log.warning("stray left alone", instance=identity.instance, pids=pids)
             return
-        log.warning("stray killed", instance=identity.instance, pids=pids)
-        await self._runtime.kill_stray(identity, pids)
-        announce(Event("StrayKilled", f"{what}: killed", Severity.WARNING, identity.deployment, identity.instance,
-                       at=clock.wall()))  # fmt: skip
+        if await self._end(identity, pids):
+            log.warning("stray killed", instance=identity.instance, pids=pids)
+            announce(Event("StrayKilled", f"{what}: killed", Severity.WARNING, identity.deployment, identity.instance,
+                           at=clock.wall()))  # fmt: skip
+
+    async def _end(self, identity: Identity, pids: tuple[int, ...]) -> bool:
+        """Whether that could be done: one that a container engine cannot remove, or that hangs, hides no other one."""
+        try:
+            await self._runtime.kill_stray(identity, pids)
+        except OSError as error:
+            self._refused[identity.instance] = str(error)
+            log.warning("not ended", instance=identity.instance, pids=pids, error=str(error))
+            return False
+        return True
 
     def _show(self, strays: dict[Identity, tuple[int, ...]]) -> None:
         if not strays:
@@ -86,7 +98,9 @@ class Sweep:
             return
         names = ", ".join(f"{i.instance} (pids {', '.join(map(str, pids))})" for i, pids in strays.items())
         fate = "left alone" if self._report_only else f"killed after {self._min_age:.0f} s"
-        self._conditions.set("StraysAbsent", False, "StraysFound", f"without a record: {names}; {fate}")
+        tried = {i.instance for i in strays} & self._refused.keys()
+        why = "".join(f"; {name} could not be: {self._refused[name]}" for name in sorted(tried))
+        self._conditions.set("StraysAbsent", False, "StraysFound", f"without a record: {names}; {fate}{why}")
 
 
 def _names(folder: Path) -> set[str]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gc
+import signal
+import subprocess
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent.runtimes.base import Container, LaunchRequest, Mount
 from agent.runtimes.docker import DockerRuntime
-from tests.docker.parts import Engine, free_port
-from tests.runtimes.contract import Bench
+from tests.docker.parts import Docker, Engine, free_port
+from tests.runtimes.contract import Bench, Running
 
 
 @dataclass
@@ -66,3 +70,26 @@ def make(engine: Engine, image: str, root: Path) -> ContainerBench:
     bench.restarted = bench.again
     bench.runtime = bench.again()
     return bench
+
+
+@contextmanager
+def stopped(engine: Engine) -> Iterator[None]:
+    """It hangs: its socket takes connections, and nobody answers."""
+    engine.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        engine.signal(signal.SIGCONT)
+
+
+@contextmanager
+def immovable(engine: Engine | None, running: Running) -> Iterator[None]:
+    """Its container is none that dockerd could remove: a file of it does not go."""
+    assert isinstance(engine, Docker)
+    file = engine.data / "containers" / running.handle.data["id"] / "held"
+    file.touch()
+    subprocess.run(["chattr", "+i", file], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", file], check=True)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import socket
+import threading
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.runtimes.base import AGAIN, Adopted, Ended, Handle, LaunchError, LaunchRequest
+from agent.runtimes.docker import DockerRuntime
 from agent.runtimes.docker_config import NETWORK
+from tests.docker.parts import Engine
 from tests.docker.runtime_bench import ContainerBench
-from tests.runtimes.contract import Running, nothing
+from tests.runtimes.contract import Running, eventually, nothing
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -132,6 +139,73 @@ async def test_its_network_may_be_gone_or_another_one(docker_bench: ContainerBen
     found = as_somebody(bench, lambda api: api.inspect_container(running.handle.data["id"]))
     (network,) = as_somebody(bench, lambda api: api.networks(names=[NETWORK]))
     assert found["NetworkSettings"]["Networks"][NETWORK]["NetworkID"] == network["Id"]
+
+
+class Door:
+    """A socket that leads to a container engine's. It passes on a request to make a container once it `closes`, and
+    nothing comes back from then on until it is `closed` no more."""
+
+    def __init__(self, path: Path, engine: Path) -> None:
+        self.closes = self.closed = False
+        self.path = path
+        self._engine = str(engine)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(self._engine)
+                threading.Thread(target=self._pump, args=(client, server, False), daemon=True).start()
+                threading.Thread(target=self._pump, args=(server, client, True), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, back: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self.closed = self.closed or (self.closes and b"/containers/create" in data)
+                while back and self.closed:
+                    time.sleep(0.02)
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        source.close()
+
+
+@pytest.fixture
+def door(dockerd: Engine, root: Path) -> Iterator[Door]:
+    made = Door(root / "door.sock", dockerd.socket)
+    yield made
+    made.close()
+    made.path.unlink()
+
+
+async def test_what_a_hanging_engine_makes_late_in_place_of_a_severed_one_is_removed(
+    door: Door, docker_bench: ContainerBench
+) -> None:
+    bench = docker_bench
+    bench.opened.append(DockerRuntime(bench.node, str(door.path), bench.told))
+    bench.runtime = bench.opened[-1]
+    before = await killed(bench)
+    request = after(bench, before)
+    as_somebody(bench, lambda api: api.remove_network(NETWORK))
+    door.closes = True
+    try:
+        with pytest.raises(LaunchError, match="does not answer"):
+            await bench.runtime.launch(request, nothing)
+        made = {"label": f"llm-node-agent.instance={request.identity.instance}"}
+        await eventually(lambda: bool(as_somebody(bench, lambda api: api.containers(all=True, filters=made))))
+    finally:
+        door.closes = door.closed = False
+    await eventually(lambda: not as_somebody(bench, lambda api: api.containers(all=True, filters=made)))
 
 
 async def test_an_agent_that_died_before_the_start_knows_that_it_never_was(bench: ContainerBench) -> None:

@@ -10,14 +10,18 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from socketserver import ThreadingUnixStreamServer
+from typing import Any, ClassVar
 
 import pytest
+from structlog.testing import capture_logs
 
 from agent.runtimes.base import Adopted, Ended, LaunchError
 from agent.runtimes.docker import DockerRuntime
@@ -25,8 +29,8 @@ from agent.runtimes.docker_engine import ASK_SECONDS
 from agent.runtimes.docker_watch import LIST_SECONDS
 from agent.status import ExitStatus
 from tests.docker.conftest import running as engine_running
-from tests.docker.parts import Docker, Engine
-from tests.docker.runtime_bench import ContainerBench, Told, make
+from tests.docker.parts import Docker
+from tests.docker.runtime_bench import ContainerBench, Told, immovable, make, stopped
 from tests.runtimes.contract import Running, eventually, nothing
 
 pytestmark = [
@@ -39,16 +43,6 @@ pytestmark = [
 
 NUMBERS = itertools.count()
 SLEEP = "echo ready; exec sleep 1000"
-
-
-@contextmanager
-def stopped(engine: Engine) -> Iterator[None]:
-    """It hangs: its socket takes connections, and nobody answers."""
-    engine.signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        engine.signal(signal.SIGCONT)
 
 
 def as_somebody(bench: ContainerBench, act: Callable[[Any], Any]) -> Any:
@@ -244,19 +238,56 @@ async def test_a_container_that_cannot_be_removed_makes_no_silent_engine(docker_
     """Its shim hangs, and each attempt with it; the engine answers everybody else."""
     bench = docker_bench
     stuck = await bench.sh(SLEEP)
-    status = Path(f"/proc/{stuck.handle.data['pid']}/status").read_text()
-    shim = int(next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:")))
-    os.kill(shim, signal.SIGSTOP)
-    try:
+    with shim_stopped(stuck):
         await bench.runtime.forget(stuck.handle, stuck.directory)
         before = len(bench.told.said)
         await asyncio.sleep(2 * (LIST_SECONDS + ASK_SECONDS))
         assert False not in {status for status, *_ in bench.told.said[before:]}
         assert len(bench.told.said) > before
         await bench.sh("echo others start")
+    await eventually(lambda: is_gone(bench, stuck))
+
+
+async def test_a_container_whose_removal_hangs_holds_up_no_other_removal(docker_bench: ContainerBench) -> None:
+    bench = docker_bench
+    assert bench.engine is not None
+    stuck, *others = [await bench.sh(SLEEP) for _ in range(6)]
+    await eventually(lambda: bench.told.status is True)
+    with shim_stopped(stuck):
+        with stopped(bench.engine):
+            for each in (stuck, *others):
+                await bench.runtime.forget(each.handle, each.directory)
+
+        def left() -> int:
+            of_ours = {"label": f"llm-node-agent.node={bench.node}"}
+            return len(as_somebody(bench, lambda api: api.containers(all=True, filters=of_ours)))
+
+        await eventually(lambda: left() == 1)
+    await eventually(lambda: left() == 0)
+
+
+async def test_a_container_that_the_engine_will_not_remove_is_told_of_once(docker_bench: ContainerBench) -> None:
+    bench = docker_bench
+    stuck = await bench.sh("exit 0")
+    await bench.exit(stuck)
+    with capture_logs() as logs, immovable(bench.engine, stuck):
+        await bench.runtime.forget(stuck.handle, stuck.directory)
+        before = len(bench.told.said)
+        await eventually(lambda: len(bench.told.said) > before + 2)
+        assert not await is_gone(bench, stuck)
+        assert [each["event"] for each in logs].count("container not removed") == 1
+    await eventually(lambda: is_gone(bench, stuck))
+
+
+@contextmanager
+def shim_stopped(running: Running) -> Iterator[None]:
+    status = Path(f"/proc/{running.handle.data['pid']}/status").read_text()
+    shim = int(next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:")))
+    os.kill(shim, signal.SIGSTOP)
+    try:
+        yield
     finally:
         os.kill(shim, signal.SIGCONT)
-    await eventually(lambda: is_gone(bench, stuck))
 
 
 async def is_gone(bench: ContainerBench, running: Running) -> bool:
@@ -347,6 +378,33 @@ async def test_a_missing_socket_is_told_and_nothing_waits_for_it(tmp_path: Path,
         await eventually(lambda: told.status is False)
     finally:
         runtime.close()
+
+
+class Nonsense(BaseHTTPRequestHandler):
+    """An engine whose events are none."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"[]")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+async def test_an_engine_that_talks_nonsense_ends_no_watch(tmp_path: Path) -> None:
+    with ThreadingUnixStreamServer(str(tmp_path / "engine.sock"), Nonsense) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        runtime = DockerRuntime("node", str(tmp_path / "engine.sock"), Told())
+        with capture_logs() as logs:
+            assert await runtime.find_all("node") == {}
+            await eventually(lambda: sum("/events" in path for path in Nonsense.asked) > 2)
+        runtime.close()
+        server.shutdown()
+    assert [each["event"] for each in logs] == ["the container engine's events cannot be read"]
 
 
 # adoption of many

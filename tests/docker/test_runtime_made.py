@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,27 @@ async def test_an_agent_that_died_between_log_and_note_neither_loses_nor_repeats
     await bench.again().gather_log(running.handle, running.request.log)
 
     assert running.output == "one\ntwo\nready\nthree\n"
+
+
+async def test_output_after_the_clock_was_set_back_is_neither_lost_nor_repeated(bench: ContainerBench) -> None:
+    gates = "for gate in two three; do while [ ! -e $gate ]; do sleep 0.01; done; echo $gate; done"
+    running = await bench.sh(f"echo one; echo ready; {gates}")
+    found = inspected(bench, running)
+    kept = Path(found["LogPath"] or found["HostConfig"]["LogConfig"]["Path"])
+    await eventually(lambda: b"ready" in kept.read_bytes())
+    year = time.gmtime().tm_year
+    with kept.open("r+b") as file:  # as if all of it had been written a year later
+        ahead = file.read().replace(b"%d-" % year, b"%d-" % (year + 1))
+        file.seek(0)
+        file.write(ahead)
+    assert await bench.output(running) == "one\nready\n"
+
+    (running.directory / "two").touch()
+    await bench.said(running, "two")
+    (running.directory / "three").touch()
+    await bench.exit(running)
+    for _ in range(2):
+        assert await bench.output(running) == "one\nready\ntwo\nthree\n"
 
 
 async def test_lines_longer_than_the_engine_keeps_in_one_piece_come_whole(bench: ContainerBench) -> None:

@@ -254,3 +254,29 @@ async def test_without_a_socket_nothing_is_imported_and_what_is_recorded_counts_
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
     output, _ = await process.communicate()
     assert output.decode().split() == [Adopted.__name__, "False", "False"]
+
+
+async def test_a_folder_that_is_closed_to_the_agent_is_told_and_seen_to_be_open_again(tmp_path: Path) -> None:
+    """In a process of its own, which may have to be somebody else: root enters every folder."""
+    (tmp_path / "run").mkdir()
+    code = (
+        "import asyncio, os, sys\n"
+        "from pathlib import Path\n"
+        "from agent.runtimes.docker import DockerRuntime\n"
+        "async def main():\n"
+        "    folder, us, told = Path(sys.argv[1]), os.geteuid(), ['']\n"
+        "    runtime = DockerRuntime('node', f'{folder}/engine.sock', lambda *what: told.append(what[2]))\n"
+        "    async def until(words):\n"
+        "        while words not in told[-1]: await asyncio.sleep(0.01)\n"
+        "    await runtime.forget(None, Path('/no/such/instance'))\n"
+        "    await until('there is no socket')\n"
+        "    folder.chmod(0)\n"
+        "    os.seteuid(us or 65534)\n"
+        "    await until('no permission to open')\n"
+        "    os.seteuid(us)\n"
+        "    folder.chmod(0o755)\n"
+        "    await until('there is no socket')\n"
+        "asyncio.run(asyncio.wait_for(main(), 20))\n"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, tmp_path / "run")
+    assert await process.wait() == 0
