@@ -25,7 +25,9 @@ import asyncio
 import os
 import signal
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 import structlog
 
@@ -49,6 +51,8 @@ log = structlog.get_logger("agentd")
 
 #: Calls in flight get this long (seconds) at a stop; streams are ended at once.
 API_GRACE = 2.0
+#: For what may block, made as they are needed: those that hang must leave enough for all others.
+THREADS = 64
 #: The status line that systemd shows is this old at most (seconds).
 STATUS_PERIOD = 5.0
 #: The watchdog is fed only while the work loop came around within this many of its periods.
@@ -64,18 +68,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(error)
         return 2
     logging.configure(loaded.config.daemon.log_level, loaded.config.daemon.log_format)
+    return asyncio.run(_run_and_leave(loaded))
+
+
+async def _run_and_leave(loaded: LoadedConfig) -> NoReturn:
+    """A thread that hangs in dead storage or a sick driver would hold up the interpreter's own end for ever: leave
+    without it, however it ends."""
+    status = 1
     try:
-        asyncio.run(run(loaded))
+        await run(loaded)
+        status = 0
     except AgentError as error:
         _complain(error)
-        return 1
-    return 0
+    except Exception:
+        log.exception("agentd failed")
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
 
 
 async def run(loaded: LoadedConfig) -> None:
     """Serve until SIGTERM or SIGINT. Raises `AgentError` when it cannot start."""
     config, stop = loaded.config, asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(THREADS, "blocking"))
     for sig in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(sig, stop.set)
     loop.add_signal_handler(signal.SIGHUP, _explain_reload)
@@ -101,10 +117,6 @@ async def run(loaded: LoadedConfig) -> None:
     finally:
         await store.close()
     log.info("stopped")
-    # Everything is durable and nothing is left to do. A thread that hangs in dead storage or a sick driver would hold
-    # up the interpreter's own end for ever: leave without it.
-    sys.stderr.flush()
-    os._exit(0)
 
 
 async def _serve(node: Node, stop: asyncio.Event) -> None:
@@ -198,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(scope="system" if os.geteuid() == 0 else "user")
     parser.add_argument("--config", type=Path, metavar="FILE", help="read FILE instead of the scope's agentd.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                        help="override one value, e.g. --set policy.ports.first=9000; may be repeated")  # fmt: skip
+                        help="override one value, e.g. --set policy.ports.last=8299; may be repeated")  # fmt: skip
     parser.add_argument("--version", action="version", version=f"agentd {__version__}")
     return parser
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agent.artifacts import cache
+from agent.artifacts import cache, secret_files
 from agent.artifacts.base import ArtifactError, Fetched, SourcePolicy
 from agent.artifacts.cache import Folder
 from agent.artifacts.errors import missing, refused
@@ -37,11 +37,11 @@ class RemoteSource:
 
     async def resolve(self, rest: str, policy: SourcePolicy) -> Fetched:
         """The files, where they are whole in the cache. Raises `ArtifactError`."""
-        return await kept(self._job(rest, policy), use=False)
+        return await kept(await asyncio.to_thread(self._job, rest, policy), use=False)
 
     async def fetch(self, rest: str, policy: SourcePolicy, show: Show) -> Fetched:
         """The files; where they are not here, they are fetched. Raises `ArtifactError`."""
-        job = self._job(rest, policy)
+        job = await asyncio.to_thread(self._job, rest, policy)
         try:
             return await kept(job, use=True)
         except ArtifactError:
@@ -51,7 +51,7 @@ class RemoteSource:
     async def look(self, rest: str, policy: SourcePolicy) -> dict[str, Any] | None:
         """The model's profile as data, from headers at its source; None where the files are here. Raises
         `ArtifactError`."""
-        job = self._job(rest, policy)
+        job = await asyncio.to_thread(self._job, rest, policy)
         try:
             await kept(job, use=False)
         except ArtifactError:
@@ -59,6 +59,7 @@ class RemoteSource:
         return None
 
     def _job(self, rest: str, policy: SourcePolicy) -> Job:
+        """Reads a token. Raises `ArtifactError`."""
         try:
             return self.job(MODEL_SCHEMES[self.scheme](rest), policy)
         except ValueError as error:
@@ -107,12 +108,11 @@ def allow(owner: str, policy: SourcePolicy) -> None:
 
 
 def secret(path: Path | None, field: str) -> str:
-    """A token, from the operator's file; "" without one. Raises `ArtifactError`."""
+    """A token, from the operator's file; "" without one. Not for the event loop. Raises `ArtifactError`."""
     if path is None:
         return ""
     try:
-        with path.open("rb") as file:
-            return file.read(64 * 1024).decode().strip()
+        return secret_files.read(path).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
         problem = getattr(error, "strerror", None) or "it is not UTF-8 text"
         hint = "create it, readable by the agent's user, or change the setting"

@@ -102,8 +102,8 @@ class LlamaCpp:
         }
     )
 
-    #: `.devops/*.Dockerfile`: the server lies in /app with its libraries, and writes nothing. NVIDIA's driver does, which
-    #: has to compile the kernels for most devices before Ada (minutes).
+    #: `.devops/*.Dockerfile`: the server lies in /app with its libraries, and writes nothing. NVIDIA's driver does:
+    #: it has to compile the kernels for most devices before Ada (minutes).
     container = Containerized(
         ("/app/llama-server",), read_only_root=True, any_user=True,
         caches=MappingProxyType({"CUDA_CACHE_PATH": CACHE_FOLDER}),

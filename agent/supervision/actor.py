@@ -21,7 +21,7 @@ from typing import Any
 
 import structlog
 
-from agent.errors import AgentError, NotFound, StoreError
+from agent.errors import AgentError, NotFound, StoreError, Unavailable
 from agent.planning.plan import Plan
 from agent.runtimes import logs
 from agent.runtimes.base import Handle, LaunchError, Usage
@@ -74,7 +74,7 @@ QUICK_LOOK = 0.05
 GIVE_WAY = 0.004
 #: A prober that failed by a bug begins again after this long (seconds).
 PROBE_RETRY = 1.0
-#: A container engine that did not answer what became of an instance is asked again after this long (seconds).
+#: What did not answer what became of an instance is asked again after this long (seconds).
 LOOK_RETRY = 1.0
 #: A store that refuses to write is tried again this often (seconds), until the backlog is down.
 STORE_RETRY = 2.0
@@ -115,6 +115,7 @@ class Actor:
         self._sought = False  # whether an earlier agent's instance exists is not known yet
         self._gathering = asyncio.Lock()
         self._inbox: asyncio.Queue[Observation | Update] = asyncio.Queue()
+        self._over: AgentError | None = None  # why it takes no more updates
         self._tasks = Tasks(record.name)
         self._main: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -134,7 +135,7 @@ class Actor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._refuse_waiting()
+        self._refuse(Unavailable("the agent stops"))
         await self._flush()
 
     @property
@@ -152,7 +153,10 @@ class Actor:
     async def update(
         self, apply: Callable[[DeploymentRecord], tuple[DeploymentRecord, tuple[Change, ...]]]
     ) -> DeploymentStatus:
-        """Change the record; returns when that is durable. Raises what `apply` raises, and `StoreError`."""
+        """Change the record; returns when that is durable. Raises what `apply` raises, `StoreError`, `NotFound` when
+        the deployment is deleted first, and `Unavailable` when the agent stops."""
+        if self._over is not None:
+            raise self._over
         done: asyncio.Future[DeploymentStatus] = asyncio.get_running_loop().create_future()
         self._inbox.put_nowait(Update(apply, done))
         return await done
@@ -210,14 +214,16 @@ class Actor:
             self.services.changed(self.name)
             if durable and self.state.phase is Phase.DELETED:
                 self.services.gone(self)
-                self._refuse_waiting()
+                self._refuse(NotFound(f"deployment {self.name!r} was deleted"))
                 return
 
-    def _refuse_waiting(self) -> None:
+    def _refuse(self, why: AgentError) -> None:
+        """The updates that wait, and all that come."""
+        self._over = why
         while not self._inbox.empty():
             item = self._inbox.get_nowait()
             if isinstance(item, Update) and not item.done.done():
-                item.done.set_exception(NotFound(f"deployment {self.name!r} was deleted, or the agent stops"))
+                item.done.set_exception(why)
 
     async def _change(self, update: Update) -> None:
         try:
@@ -299,7 +305,7 @@ class Actor:
             case Action.CANCEL:
                 self._tasks.cancel("prepare")
             case Action.PREPARE:
-                self._plan_again()
+                await self._plan_again()
             case Action.FETCH:
                 self._tasks.spawn("prepare", self._fetch())
             case Action.LAUNCH:
@@ -315,11 +321,11 @@ class Actor:
             case Action.FORGET:
                 await self._forget()
 
-    def _plan_again(self) -> None:
+    async def _plan_again(self) -> None:
         self._tasks.cancel("prepare")
         if self.plan is not None and self.plan.generation == self.record.generation:
             # The restart of a healthy engine must not wait for a new plan while files and policy are the same.
-            size = self.services.preparation.still_valid(self.plan)
+            size = await self.services.preparation.still_valid(self.plan)
             if size is not None:
                 self.post(m.Planned(size, fetched=True))
                 return
@@ -367,7 +373,7 @@ class Actor:
         services = self.services
         try:
             services.fail("command")
-            launch = launching.prepare(
+            launch = await launching.prepare(
                 self.plan, self._text(self.plan), self.spec, self.state.attempt, services,
                 launching.Before(self.port, self.handle, healthy=self._was_healthy),
             )  # fmt: skip
@@ -431,16 +437,20 @@ class Actor:
 
         self._tasks.spawn("exit", watch())
 
-    def look_for(self, ask: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Find out, however long it takes to get an answer, what became of an earlier agent's instance."""
+    def look_for(self, ask: Callable[[], Coroutine[Any, Any, None]], *, longest: float = LOOK_RETRY) -> None:
+        """Find out, however long it takes to get an answer, what became of an earlier agent's instance. The pauses
+        between the questions grow up to `longest` (seconds)."""
 
         async def look() -> None:
+            pause = LOOK_RETRY
             while True:
                 try:
                     await ask()
                 except OSError as error:
-                    log.warning("instance not found yet", deployment=self.name, error=str(error))
-                    await asyncio.sleep(LOOK_RETRY)
+                    problem = str(error) or "the look at it does not end"
+                    log.warning("instance not found yet", deployment=self.name, error=problem)
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, longest)
                 else:
                     self._sought = False
                     self.post(m.Woken())  # so that it is written and shown
@@ -480,7 +490,7 @@ class Actor:
 
     def _drain(self) -> None:
         async def drain() -> None:
-            await self._prober().drained()
+            await (await self._prober()).drained()
             self.post(m.Drained())
 
         self._tasks.spawn("drain", drain())
@@ -556,13 +566,12 @@ class Actor:
 
     # Probes -------------------------------------------------------------------------------------------------------
 
-    def _prober(self) -> Prober:
+    async def _prober(self) -> Prober:
         assert self.plan is not None
-        services = self.services
-        target = Target(
-            services.engine(self.plan.engine), self.plan, self.spec.probes, services.config.policy.bind, self.port,
-            launching.token(self.spec, services.engine(self.plan.engine)),
-        )  # fmt: skip
+        plan, port, probes, services = self.plan, self.port, self.spec.probes, self.services
+        engine = services.engine(plan.engine)
+        token = await asyncio.to_thread(launching.token, self.spec, engine) if self.spec.secrets else ""
+        target = Target(engine, plan, probes, services.config.policy.bind, port, token)
         return Prober(
             target, post=self.post, usage=self.sample, loaded=self._loaded, granted=self._grant, measured=self._measured
         )
@@ -570,7 +579,7 @@ class Actor:
     async def _probe(self, *, started: bool) -> None:
         while True:
             try:
-                await self._prober().run(started=started)
+                await (await self._prober()).run(started=started)
             except Exception:
                 # Without probes, status would lie and a hang would stay: whatever it was, probing goes on.
                 log.exception("probing failed", deployment=self.name)

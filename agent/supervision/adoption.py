@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from functools import partial
 
+import structlog
+
 from agent.runtimes.base import Adopted, Ended
 from agent.status import Phase
 from agent.store.records import InstanceRecord
@@ -17,8 +19,12 @@ from agent.supervision import machine as m
 from agent.supervision.actor import LIVE, Actor
 from agent.supervision.machine import Action
 
+log = structlog.get_logger(__name__)
+
 #: Phases in which a process may exist, or may just have been created.
 MAY_LIVE = LIVE | {Phase.STARTING}
+#: Each look at processes that hangs costs a thread: the pauses between become this long (seconds).
+HUNG_RETRY = 300.0
 
 
 async def restore(actor: Actor, runs: list[InstanceRecord]) -> None:
@@ -42,7 +48,7 @@ async def _restore_run(actor: Actor, run: InstanceRecord, *, same_boot: bool) ->
     actor.journal.instance = run
     actor.plan, actor.port, actor.handle = codec.plan(run), run.port, codec.handle(run)
     actor.granted, actor.verdicts = codec.granted(run), codec.verdicts(run)
-    actor.services.preparation.trust(actor.plan, run.created_at)
+    await actor.services.preparation.trust(actor.plan, run.created_at)
     if actor.state.phase not in MAY_LIVE:
         return
     if run.ended_at is not None:  # its end was recorded, but not yet what follows from it
@@ -60,12 +66,19 @@ async def _find(actor: Actor, run: InstanceRecord, *, same_boot: bool) -> None:
         actor.look_for(partial(_ask, actor, run, same_boot=same_boot))
         return
     identity = launching.identity(actor.services.node_uid, run)
-    found = await actor.services.runtime.adopt(identity, actor.handle, launching.directory(run))
+    try:
+        found = await actor.services.runtime.adopt(identity, actor.handle, launching.directory(run))
+    except OSError as error:  # a process hung in a driver can block the look at it, as dead storage can
+        problem = str(error) or "the look at it does not end"
+        log.warning("instance not found yet; the start goes on", deployment=actor.name, error=problem)
+        actor.enter(actor.state.phase)
+        actor.look_for(partial(_ask, actor, run, same_boot=same_boot), longest=HUNG_RETRY)
+        return
     await _take(actor, run, found, same_boot=same_boot)
 
 
 async def _ask(actor: Actor, run: InstanceRecord, *, same_boot: bool) -> None:
-    """Until the container engine answers; what it holds stays as it was meanwhile. Raises `TimeoutError`."""
+    """Until there is an answer, it stays as it was. Raises `OSError`."""
     services = actor.services
     identity = launching.identity(services.node_uid, run)
     found = await services.runtime.adopt_by(run.runtime, identity, actor.handle, launching.directory(run))

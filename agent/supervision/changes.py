@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import uuid
@@ -12,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Literal, cast
 
 from agent.engines import ENGINES
-from agent.errors import Conflict, FailedPrecondition, InvalidArgument, StoreError
+from agent.errors import Conflict, FailedPrecondition, InvalidArgument, NotFound, StoreError
 from agent.frozen import frozen
 from agent.planning.admission import admit
 from agent.settings import NodeConfig
@@ -71,14 +72,15 @@ class Changes:
         spec = self.admit(data)
         request = _Request.of("apply", spec.name, request_id, spec=spec.to_json(), etag=etag)
         async with self._locks[spec.name]:
-            actor = self._registry.find(spec.name)
             earlier = await self._earlier(request)
             if earlier is not None:
                 outcome = cast("Outcome", earlier.method.partition(":")[2])
                 return Applied(outcome, self._registry.get(spec.name).status())
-            if actor is None:
-                return await self._create(spec, request, etag=etag, validate_only=validate_only)
-            return await self._replace(actor, spec, request, etag=etag, validate_only=validate_only)
+            actor = self._registry.find(spec.name)  # only now: a deletion may have ended meanwhile
+            if actor is not None:
+                with contextlib.suppress(NotFound):  # or it ends while the actor is asked
+                    return await self._replace(actor, spec, request, etag=etag, validate_only=validate_only)
+            return await self._create(spec, request, etag=etag, validate_only=validate_only)
 
     async def _create(self, spec: DeploymentSpec, request: _Request, *, etag: str, validate_only: bool) -> Applied:
         if etag:
@@ -137,9 +139,12 @@ class Changes:
         request = _Request.of("delete", deployment, request_id, etag=etag)
         async with self._locks[deployment]:
             repeated = await self._earlier(request) is not None
-            if self._registry.find(deployment) is None and (allow_missing or repeated):
-                return _deleted(deployment)
-            return await self._want(deployment, request, etag, "DeleteRequested", "deletion asked for", _delete)
+            try:
+                return await self._want(deployment, request, etag, "DeleteRequested", "deletion asked for", _delete)
+            except NotFound:
+                if allow_missing or repeated:
+                    return _deleted(deployment)
+                raise
 
     async def restart(self, deployment: str, *, etag: str, request_id: str) -> DeploymentStatus:
         return await self._simple("restart", deployment, etag, request_id, "RestartRequested", _restart)

@@ -72,7 +72,8 @@ def log_path(record: InstanceRecord) -> Path:
 
 
 def token(spec: DeploymentSpec, engine: Engine) -> str:
-    """The engine's API key, where the spec gives one, for our own probes; "" otherwise or if it is gone by now."""
+    """The engine's API key, where the spec gives one, for our own probes; "" otherwise or if it is gone by now. Reads a
+    file: not for the event loop."""
     for variable in engine.secret_flags().values():
         if variable in spec.secrets:
             try:
@@ -82,10 +83,12 @@ def token(spec: DeploymentSpec, engine: Engine) -> str:
     return ""
 
 
-def prepare(
+async def prepare(
     plan: Plan, plan_json: str, spec: DeploymentSpec, attempt: int, services: Services, before: Before
 ) -> Launch:
     """Raises `PreparationError` (secret_missing, port_taken). Touches nothing but the directories it names."""
+    values = await asyncio.to_thread(secrets.resolve, spec.secrets) if spec.secrets else {}
+    # Nothing is awaited from here on, so that nobody else takes the port before the caller has it.
     engine, config = services.engine(plan.engine), services.config
     contained = plan.image is not None
     ran = before.handle if contained and before.handle and before.handle.runtime == plan.runtime else None
@@ -100,7 +103,7 @@ def prepare(
         handle_json=codec.dump_handle(replace(again, data={**again.data, AGAIN: True})) if again else "",
     )  # fmt: skip
     # The command's come last: they say which devices the engine may see.
-    variables = {**spec.environment, **secrets.resolve(spec.secrets), **command.environment}
+    variables = {**spec.environment, **values, **command.environment}
     container = None
     if contained and (how := engine.container) is not None:
         from agent.supervision import container_launch  # noqa: PLC0415 - most nodes run no container
@@ -134,7 +137,7 @@ def refusal(error: Exception) -> Diagnosis:
         hint = "containers go on meanwhile; `systemctl status docker` (or podman) tells more"
         return Diagnosis(DiagnosisCode.RUNTIME_UNAVAILABLE, str(error), hint=hint)
     if disk:
-        return Diagnosis(DiagnosisCode.STORE_FAILED, str(error))
+        return Diagnosis(DiagnosisCode.STORE_FAILED, str(error), hint=getattr(error, "hint", ""))
     if isinstance(error, LaunchError):
         return Diagnosis(error.code, str(error), hint=error.hint)
     return Diagnosis(DiagnosisCode.LAUNCH_FAILED, str(error))

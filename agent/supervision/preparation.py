@@ -44,6 +44,9 @@ LOCATE_DEADLINE = 60.0
 #: Seconds for an executable's list of options: llama-server needs a tenth, and those that need a minute tell later.
 LEARN_WAIT = 1.0
 
+#: A look at a model's file takes microseconds, and for ever where its disk is dead (seconds).
+FILE_DEADLINE = 5.0
+
 #: What says that a file is still the one that was planned for: size, modification time, inode.
 _Fingerprint = tuple[int, int, int]
 
@@ -324,7 +327,7 @@ class Preparation:
                 await self._profiles.profile(fetched.path)
             except ProfileError as error:
                 raise PreparationError(error.diagnosis) from error
-        self._verified[path] = _fingerprint(path)
+        self._verified[path] = await asyncio.to_thread(_fingerprint, path)
         return replace(planned, variant=replace(planned.variant, path=path, digest=fetched.digest))
 
     def _token(self) -> str:
@@ -337,29 +340,38 @@ class Preparation:
             return os.environ.get(variable, "").strip()
         return resolve({"fetch.token_file": SecretRef(file=file)})["fetch.token_file"].strip()
 
-    def still_valid(self, planned: Plan) -> int | None:
+    async def still_valid(self, planned: Plan) -> int | None:
         """The bytes to load, if `planned` may be launched again as it is: its file is the one that was verified by
         this agent, and its engine is still there. One stat each: this is on the way from a crash to its replacement."""
         path, image = planned.variant.path, planned.image
-        try:
+
+        def look() -> bool:
             here = os.access(planned.binary[0], os.X_OK) if image is None else image.id in self._images
-            same = here and self._verified.get(path) == _fingerprint(path)
+            return here and self._verified.get(path) == _fingerprint(path)
+
+        try:
+            same = await in_thread(look, deadline=FILE_DEADLINE)
         except OSError:
             return None
         same = same and not any(map(self._hardware.unavailable, planned.devices))
         return planned.variant.bytes if same else None
 
-    def trust(self, planned: Plan, launched_at: float) -> None:
+    async def trust(self, planned: Plan, launched_at: float) -> None:
         """Take over, with an instance of an earlier agent, the verification that was made before its launch: valid
         while the file was not touched since (`launched_at`, Unix seconds)."""
         path = planned.variant.path
         if planned.image is not None and planned.image.id:
             self._images.add(planned.image.id)
+
+        def look() -> _Fingerprint | None:
+            return _fingerprint(path) if Path(path).stat().st_ctime < launched_at else None
+
         try:
-            if Path(path).stat().st_ctime < launched_at:
-                self._verified.setdefault(path, _fingerprint(path))
+            found = await in_thread(look, deadline=FILE_DEADLINE)
         except OSError:
-            return  # gone meanwhile: planning will say so when it is needed
+            return  # gone meanwhile, or its disk is dead: planning will say so when it is needed
+        if found is not None:
+            self._verified.setdefault(path, found)
 
     def doubt(self, planned: Plan) -> None:
         """Its launch failed: whether its image is still here is asked before the next one."""

@@ -47,9 +47,14 @@ async def from_engines(
     services: Services, deployments: tuple[DeploymentRecord, ...], instances: tuple[InstanceRecord, ...]
 ) -> tuple[tuple[DeploymentRecord, ...], tuple[InstanceRecord, ...]]:
     """After the database was lost: add the deployments and runs that live engines carry beside them."""
+    try:
+        live = await services.runtime.find_all(services.node_uid)
+    except OSError as error:  # who cannot be seen goes on, and is reported as a stray once it can
+        log.error("live engines not looked for", error=str(error) or "the look at processes does not end")
+        live = {}
     by_name = {record.name: record for record in deployments}
     by_id = {record.id: record for record in instances}
-    for identity in await services.runtime.find_all(services.node_uid):
+    for identity in live:
         if identity.instance in by_id:
             continue
         found = _read(services, identity)

@@ -6,16 +6,15 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from agent.artifacts import secret_files
 from agent.spec import SecretRef
 from agent.status import Diagnosis, DiagnosisCode
 from agent.supervision.preparation import PreparationError
 
-#: A key or token is short; more than this is a mistaken file.
-MAX_BYTES = 64 * 1024
-
 
 def resolve(references: Mapping[str, SecretRef]) -> dict[str, str]:
-    """Environment variable -> value. Raises `PreparationError` that names the reference, never the value."""
+    """Environment variable -> value. Not for the event loop: it waits for storage, within a deadline. Raises
+    `PreparationError` that names the reference, never the value."""
     return {name: _read(name, reference) for name, reference in references.items()}
 
 
@@ -27,12 +26,11 @@ def _read(name: str, reference: SecretRef) -> str:
         return value
     path = Path(str(reference.file))
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = secret_files.read(path)
     except OSError as error:
         raise _missing(name, f"{path}: {error.strerror}") from error
-    if len(data) > MAX_BYTES:
-        raise _missing(name, f"{path} is longer than {MAX_BYTES} bytes; that is not a secret")
+    if len(data) > secret_files.MAX_BYTES:
+        raise _missing(name, f"{path} is longer than {secret_files.MAX_BYTES} bytes; that is not a secret")
     try:
         return data.decode().rstrip("\r\n")
     except UnicodeDecodeError as error:

@@ -47,7 +47,8 @@ def test_it_is_ready_when_the_model_is_loaded_and_no_probe_loads_it(node: Daemon
     assert (ready.granted.max_model_len, ready.instance.attempt) == (128, 1)
     assert (store(ready, node) / ".ollama/id_ed25519").exists()
     (server,) = [each for each in node.engines() if each.pid == ready.instance.pid]
-    assert server.environ()["CUDA_CACHE_PATH"] == str(Path.home() / ".nv/ComputeCache")  # the store goes with its instance
+    kept = Path.home() / ".nv/ComputeCache"  # unlike the store, which goes with its instance
+    assert server.environ()["CUDA_CACHE_PATH"] == str(kept)
 
 
 def test_it_is_adopted_replaced_and_ended_as_every_engine_is(node: Daemon) -> None:
