@@ -31,6 +31,10 @@ One YAML document (or JSON object) describes one deployment; `agentctl apply -f 
 file. Only `name` and `model` are required. Unknown keys are errors, and no value is converted silently: a number in
 quotes is not a number. YAML's aliases and tags are not accepted.
 
+A changed spec stops the engine and starts another one. One that serves is not stopped for a spec that cannot be served
+here (no such model, no room, not allowed): the change is refused, and it serves on. Weights that are not on the node
+are fetched after the stop; `agentctl artifacts pull` brings them before.
+
 {_KINDS}
 
 `configs/schema/deployment.schema.json` tells editors the same; the first line

@@ -7,6 +7,7 @@ stack trace, and so that an answer that is already serialised passes through unt
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -70,7 +71,8 @@ class Calls:
     async def stop(self, grace_seconds: float) -> None:
         """End the streams now, since they never end themselves, and let changes that are under way finish."""
         for scope in self._streams:
-            scope.reschedule(0)  # in the past: it expires at once
+            with contextlib.suppress(RuntimeError):  # it has ended, and its client is being told
+                scope.reschedule(0)  # in the past: it expires at once
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_seconds)
 

@@ -22,11 +22,16 @@ from agent.status import DeploymentStatus, Desired, Event, Phase
 from agent.store.records import Change, DeploymentRecord, PutDeployment, PutEvent, PutRequest, RequestRecord
 from agent.supervision import clock
 from agent.supervision.actor import Actor
+from agent.supervision.preparation import PreparationError
 from agent.supervision.registry import Registry
 from agent.supervision.service import Applied
 from agent.supervision.services import Services
 
 Outcome = Literal["created", "replaced", "unchanged"]
+
+#: Seconds for the plan of what shall replace something that serves; clients wait ten for the answer.
+CHECK_SECONDS = 8.0
+_SERVING = frozenset({Phase.READY, Phase.UNREADY})
 
 
 @frozen
@@ -129,11 +134,35 @@ class Changes:
             )
             return new, (PutEvent(event), *request.rows(new.generation, outcome))
 
-        if validate_only:
+        serving = actor.state.phase in _SERVING and actor.record.desired is Desired.RUN
+        if serving or validate_only:
             change(actor.record)
+        if serving and outcome == "replaced":
+            await self._check_successor(spec)
+        if validate_only:
             return Applied(outcome, actor.status())
         status = await actor.update(change)
         return Applied(outcome, status)
+
+    async def _check_successor(self, spec: DeploymentSpec) -> None:
+        """What serves is not ended for what cannot be served. Raises `FailedPrecondition`."""
+        if spec.model.startswith(("https:", "http:")):  # what it is, is not known before all of it is here
+            return
+        services = self._services
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                await services.preparation.plan(spec, 0, lambda: services.held(spec.name))
+        except PreparationError as error:
+            problem, hint = error.diagnosis.message, error.diagnosis.hint
+        except TimeoutError:
+            problem, hint = f"whether it can be served was not found out within {CHECK_SECONDS:g} s", "try again"
+        else:
+            return
+        way = f"`agentctl stop {spec.name}` first, where it shall be replaced all the same"
+        raise FailedPrecondition(
+            f"{spec.name} serves on as it is, for the new spec cannot be served: {problem}",
+            hint=f"{hint}; {way}" if hint else way,
+        )
 
     async def delete(self, deployment: str, *, etag: str, request_id: str, allow_missing: bool) -> DeploymentStatus:
         request = _Request.of("delete", deployment, request_id, etag=etag)

@@ -151,7 +151,8 @@ def test_what_a_container_gets_is_what_it_needs_and_no_more(node: Node) -> None:
     assert host["RestartPolicy"]["Name"] in {"", "no"}
     assert list(host["PortBindings"].values()) == [[{"HostIp": "127.0.0.1", "HostPort": str(ready.instance.port)}]]
     assert [(mount["Source"], mount["RW"]) for mount in found["Mounts"] if mount["Type"] == "bind"] == [
-        (str(node.model), False)
+        (str(node.model), False),
+        (str(node.root / "cache/compiled/m"), True),
     ]
     assert (variables["GREETING"], variables["HELPER"]) == ("hello", os.environ["PATH"])
     assert not {"HOME", "VIRTUAL_ENV", "LLM_NODE_AGENT_NODE"} & {*variables} - {*_image_variables(node, found["Image"])}

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import urllib.error
 from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -106,6 +107,35 @@ def test_a_new_generation_replaces_the_engine_and_keeps_the_port(node: Daemon) -
     assert new.endpoint == old.endpoint
     assert new.restarts == 0
     assert len(node.servers()) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model": "file:/no/such.gguf"}, "/no/such.gguf"),
+        ({"model": f"file:{__file__}"}, "is not a GGUF file"),
+        ({"limits": {"memory_bytes": "1MiB"}}, "limits.memory_bytes allows"),
+    ],
+    ids=["missing", "no model", "too small"],
+)
+def test_what_serves_is_not_ended_for_what_cannot_be_served(node: Daemon, fields: dict[str, Any], said: str) -> None:
+    node.start().apply()
+    before = node.wait()
+    spec = node.spec(**fields)
+    with node.client() as client:
+        for validate_only in (True, False):
+            with pytest.raises(FailedPrecondition, match=said) as refused:
+                client.apply_deployment(spec, validate_only=validate_only)
+            assert "agentctl stop m" in refused.value.hint
+    after = node.get()
+    assert (after.phase, after.instance.pid, after.generation) == (before.phase, before.instance.pid, before.generation)
+
+    with node.client() as client:
+        client.stop_deployment("m")
+        node.wait(phase="stopped")
+        client.apply_deployment(spec)
+        client.start_deployment("m")
+    assert node.wait(phase="failed").diagnosis.code
 
 
 def test_stop_start_restart(node: Daemon) -> None:
