@@ -116,7 +116,8 @@ async def run(loaded: LoadedConfig) -> None:
             await node.close()
     finally:
         await store.close()
-    log.info("stopped")
+    engines = sum(actor.instance is not None and actor.instance.ended_at is None for actor in node.registry)
+    log.info("stopped; engines serve on until an agent ends them" if engines else "stopped", engines=engines)
 
 
 async def _serve(node: Node, stop: asyncio.Event) -> None:

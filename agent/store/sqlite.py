@@ -8,6 +8,8 @@ This is the face towards the event loop and the SQL of each request; `writer` ha
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import sqlite3
 import time
 from collections.abc import Awaitable, Mapping
@@ -17,7 +19,7 @@ from typing import Any, Literal, assert_never
 
 from agent.errors import NotFound, StoreError
 from agent.status import Event, Severity
-from agent.store import salvage
+from agent.store import files, salvage
 from agent.store.lock import StateLock
 from agent.store.opening import UNMOVED, Opened, open_state, quarantine_of
 from agent.store.records import (
@@ -61,6 +63,9 @@ _TABLE_OF: Mapping[type, Table[Any]] = {
 
 #: Rows that one transaction of `prune` deletes: about a millisecond, so that no other write waits longer.
 CHUNK = 500
+#: Bytes that a disk which was full must have again: a change or two fit into what the files have anyway, and an
+#: instance with its plan and its events takes some 40 KiB, the log included.
+ROOM = 128 * 1024
 
 
 class Store:
@@ -176,8 +181,18 @@ class Store:
         return quarantined
 
     async def check(self) -> None:
-        """Prove that the state can be made durable, by doing it. Raises `StoreError`."""
+        """Prove that the state can be made durable, by doing it, and that more can. Raises `StoreError`."""
         await self.write(PutMeta("checked_at", repr(time.time())))
+
+        def full() -> bool:
+            status = os.statvfs(self._directory)
+            return status.f_bavail * status.f_frsize < ROOM
+
+        try:
+            if await asyncio.to_thread(full):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise files.refusal(error, self._directory) from None
 
     async def close(self) -> None:
         """Finish what is queued, close the database and give the lock back."""

@@ -193,7 +193,7 @@ class Artifacts:
         return Collection(removed, self._disk(seen.disk), message)
 
     async def make_room(self, lacking: int) -> bool:
-        """Free so many bytes for a pull. Whether anything was removed."""
+        """Free so many bytes for a pull. Whether some became free."""
         try:
             seen = await self._look()
             why = f"a pull lacks {garbage.size(lacking)} of the disk"
@@ -201,7 +201,7 @@ class Artifacts:
             # Where all of it would not be enough, it stays: the pull is refused anyway.
             if sum(one.frees for one in going) < lacking:
                 return False
-            return bool(await self._carry_out(seen, going, []))
+            return any(one.frees for one in await self._carry_out(seen, going, []))
         except OSError as error:
             log.warning("no room made", error=str(error))
             return False

@@ -231,10 +231,20 @@ class Node:
             self._gateways.poke()
 
     def _history(self, events: tuple[Event, ...]) -> None:
-        if self.store.writable:
+        if self.store.writable and self.conditions.get("StateHealthy") != "StateNotWritable":
             self.conditions.set("StateHealthy", *self._state)
         if events:
             self._watchers.wake()
+
+    async def check_state(self) -> None:
+        """Once a period: whether what could not be written can be by now. One change that fits is no proof."""
+        if self.conditions.get("StateHealthy") == "StateNotWritable":
+            try:
+                await self.store.check()
+            except StoreError as error:
+                self._store_failed(error)
+            else:
+                self.conditions.set("StateHealthy", *self._state)
 
     def _store_failed(self, error: Exception) -> None:
         if self.conditions.get("StateHealthy") != "StateNotWritable":

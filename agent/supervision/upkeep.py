@@ -55,6 +55,7 @@ class Upkeep:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._every(tuning.sample_seconds, self.sample))
             group.create_task(self._every(tuning.sample_seconds, self.rotate))
+            group.create_task(self._every(tuning.sample_seconds, self._node.check_state))
             group.create_task(self._every(tuning.sweep_seconds, self.sweep))
             group.create_task(self._every(PRUNE_PERIOD, self.prune))
             group.create_task(self._every(SURVEY_PERIOD, self._node.hardware.survey))

@@ -325,6 +325,9 @@ def test_a_full_disk_refuses_changes_engines_serve_and_all_heals_without_a_resta
     wait_true(lambda: node.log.read_text().count(transitions) > 4, what="it tries again and again")
     assert PHASE[node.get().phase] != "failed"
     assert node.engines() == []
+    os.truncate(filler, filler.stat().st_size - 64 * 1024)
+    idle = node.apply("idle", environment={"MODE": "never", "FITS": "once"})
+    assert "disk is full" in conditions(node)["StateHealthy"].message  # one change that fits is no proof
     filler.unlink()
     after = node.wait()
     assert [process.pid for process in node.servers()] == [after.instance.pid]

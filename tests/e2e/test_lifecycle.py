@@ -199,6 +199,7 @@ def test_the_agents_stop_and_death_leave_engines_alone(node: Daemon) -> None:
         assert (after.instance.pid, after.restarts) == (before.instance.pid, 0)
     assert node.reasons().count("Adopted") == 2
     assert node.reasons().count("Ready") == 1
+    assert node.log.read_text().count("engines serve on") == 1
 
 
 def test_readiness_does_not_flap_over_the_agents_restart(node: Daemon) -> None:
