@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
-
-from click.shell_completion import BashComplete, CompletionItem, add_completion_class
+from typing import Final
 
 import agent
 from agent.api.client import Client
@@ -16,33 +14,6 @@ from agent.errors import AgentError
 
 #: Seconds. A shell that hangs at TAB is worse than one that completes nothing.
 DEADLINE_SECONDS: Final = 1.0
-
-
-class Bash(BashComplete):
-    """Bash takes `qwen3:14` and `--for=re` apart at `:` and `=`, and replaces only what is behind the last of them."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._stays = ""  # the part of the last word that bash leaves as it is
-
-    def get_completion_args(self) -> tuple[list[str], str]:
-        args, last = super().get_completion_args()
-        words: list[str] = []
-        for word in (*args, last):
-            breaks = (":", "=") if words and words[-1].startswith("--") else (":",)
-            if words and word and (word in breaks or words[-1].endswith(breaks)):
-                words[-1] += word
-            else:
-                words.append(word)
-        if words[-1] != last:
-            self._stays = words[-1][: words[-1].rfind(":") + 1]
-        return words[:-1], words[-1]
-
-    def format_completion(self, item: CompletionItem[Any]) -> str:
-        return f"{item.type},{item.value.removeprefix(self._stays)}"
-
-
-add_completion_class(Bash)
 
 
 def deployment_names(app: App) -> list[str]:

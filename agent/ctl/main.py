@@ -93,6 +93,8 @@ class Root(click.Group):
 
     def _run(self, words: list[str], prog_name: str | None, extra: dict[str, Any]) -> Exit:
         as_json = wants_json(words)
+        if options.COMPLETE in os.environ:
+            importlib.import_module("agent.ctl.bash")
         try:
             return Exit(super().main(words, prog_name, **extra) or Exit.OK)
         except (click.Abort, KeyboardInterrupt):

@@ -17,6 +17,9 @@ from agent.ctl.output import Format
 Command = TypeVar("Command", bound=Callable[..., Any])
 Documented = TypeVar("Documented", bound=click.Command)
 
+#: The variable by which a shell asks for completions; click makes it of the command's name.
+COMPLETE: Final = "_AGENTCTL_COMPLETE"
+
 #: What `get` shows, beside single deployments.
 KINDS: Final = ("deployments", "instances", "events", "artifacts", "devices", "node")
 

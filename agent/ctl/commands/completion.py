@@ -21,4 +21,4 @@ def completion(ctx: click.Context, *, shell: str) -> None:
     """
     kind = get_completion_class(shell)
     assert kind is not None  # the choice above names only shells that click knows
-    click.echo(kind(ctx.find_root().command, {}, "agentctl", "_AGENTCTL_COMPLETE").source())
+    click.echo(kind(ctx.find_root().command, {}, "agentctl", options.COMPLETE).source())
