@@ -22,7 +22,7 @@ from agent.status import DeploymentStatus, Desired, Event, Phase
 from agent.store.records import Change, DeploymentRecord, PutDeployment, PutEvent, PutRequest, RequestRecord
 from agent.supervision import clock
 from agent.supervision.actor import Actor
-from agent.supervision.preparation import PreparationError
+from agent.supervision.preparation import PreparationError, only_whole
 from agent.supervision.registry import Registry
 from agent.supervision.service import Applied
 from agent.supervision.services import Services
@@ -146,7 +146,7 @@ class Changes:
 
     async def _check_successor(self, spec: DeploymentSpec) -> None:
         """What serves is not ended for what cannot be served. Raises `FailedPrecondition`."""
-        if spec.model.startswith(("https:", "http:")):  # what it is, is not known before all of it is here
+        if only_whole(spec.model):
             return
         services = self._services
         try:

@@ -100,6 +100,11 @@ class PreparationError(Exception):
         self.diagnosis = diagnosis
 
 
+def only_whole(model: str) -> bool:
+    """Whether what a model is, is not known before all of its file is here."""
+    return model.startswith(("https:", "http:"))
+
+
 class Preparation:
     """Plans and fetches for all deployments of a node."""
 
@@ -175,7 +180,7 @@ class Preparation:
         from agent.planning.planner import plan
         from agent.planning.request import Refusal
 
-        if spec.model.startswith(("https:", "http:")):  # what it is, only its own header says
+        if only_whole(spec.model):
             await self.bring(spec.model, lambda _: None)
         answer = plan(await self.question(spec, generation, held))
         if isinstance(answer, Refusal):

@@ -23,6 +23,7 @@ from agent.v1 import agent_pb2 as pb
 from tests.cache_factory import keep
 from tests.harness import Daemon, daemon, wait_true
 from tests.hub.server import Fault, Hub
+from tests.small_disk import small_disk
 
 ROOT = Path(__file__).parents[2]
 MIB = 1024**2
@@ -59,18 +60,11 @@ def host(tmp_path: Path, tiny_model: Path, hub: Hub) -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path, tiny_model: Path, hub: Hub) -> Iterator[Daemon]:
+def small(tmp_path: Path, tiny_model: Path, hub: Hub) -> Iterator[Daemon]:
     """A cache on a file system of 16 MiB, of which 90 and 60 percent are the marks."""
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(cache)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    try:
+    with small_disk(tmp_path / "cache", "16m"):
         marks = {"disk_high": 0.9, "disk_low": 0.6}
         yield from daemon(tmp_path, tiny_model, **settings(hub, artifacts=marks))
-    finally:
-        subprocess.run(["umount", "--lazy", str(cache)], check=True)
 
 
 def agentctl(node: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
@@ -215,8 +209,8 @@ def test_an_interrupted_pull_is_shown_resumed_and_aged_out_where_nobody_goes_on(
     went(host, "hf:a/two-GGUF")
 
 
-def test_the_disk_is_kept_between_its_marks_and_a_dry_run_tells_what_goes(small_disk: Daemon) -> None:
-    node = small_disk
+def test_the_disk_is_kept_between_its_marks_and_a_dry_run_tells_what_goes(small: Daemon) -> None:
+    node = small
     node.start()
     with node.client() as client:
         plant(node, A, days=2)
@@ -243,8 +237,8 @@ def test_the_disk_is_kept_between_its_marks_and_a_dry_run_tells_what_goes(small_
     assert whole(node)
 
 
-def test_a_pull_that_lacks_room_gets_it_from_what_nobody_wants(small_disk: Daemon) -> None:
-    node = small_disk
+def test_a_pull_that_lacks_room_gets_it_from_what_nobody_wants(small: Daemon) -> None:
+    node = small
     node.start()
     with node.client() as client:
         plant(node, B, days=1)

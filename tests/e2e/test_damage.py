@@ -22,6 +22,7 @@ from agent.runtimes.base import Identity
 from agent.store.rows import checksum
 from agent.v1 import agent_pb2 as pb
 from tests.harness import PHASE, Daemon, complete, daemon, gone, wait_true
+from tests.small_disk import small_disk
 
 FAST_RESTART = {"initial_delay_seconds": 0.2, "max_delay_seconds": 0.4, "jitter": 0.0}
 
@@ -244,17 +245,8 @@ def test_an_unreadable_state_of_the_supervisor_is_derived_from_what_runs(node: D
 @pytest.fixture
 def small(tmp_path: Path, tiny_model: Path) -> Iterator[Daemon]:
     """A node whose state has a disk of its own, of 2 MiB."""
-    state = tmp_path / "state"
-    state.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", state], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"mounting a tmpfs is not permitted here: {mounted.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "state", "2m"):
         yield from daemon(tmp_path, tiny_model)
-    finally:
-        subprocess.run(["umount", "--lazy", state], check=True)
 
 
 def remount(node: Daemon, option: str) -> None:

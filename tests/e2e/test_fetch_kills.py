@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import random
-import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from agent.errors import AgentError
 from tests.gguf_factory import make_gguf
 from tests.harness import PHASE, Daemon, complete, daemon, gone, wait_true
 from tests.hub.server import Hub, Request
+from tests.small_disk import small_disk
 
 MIB = 1024**2
 KILLS, FILLS = int(os.environ.get("FETCH_KILLS", "2")), int(os.environ.get("FETCH_FILLS", "3"))
@@ -161,19 +161,14 @@ def test_agentd_is_killed_while_pulls_are_under_way_and_all_go_on_where_they_wer
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(cache)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield cache
-    subprocess.run(["umount", "--lazy", str(cache)], check=True)
+def small(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "cache", "16m") as cache:
+        yield cache
 
 
 @pytest.mark.timeout(60 + 15 * FILLS)
-def test_the_disk_fills_at_any_moment_of_a_pull_and_the_next_one_goes_on(tmp_path: Path, small_disk: Path) -> None:
-    chance, cache, stranger = random.Random(SEED), small_disk, small_disk / "stranger"
+def test_the_disk_fills_at_any_moment_of_a_pull_and_the_next_one_goes_on(tmp_path: Path, small: Path) -> None:
+    chance, cache, stranger = random.Random(SEED), small, small / "stranger"
     models, filled = contents(tmp_path, 0), 0
     name = NAMES[0]
     with Hub() as hub:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import PHASE, Daemon, daemon, wait_true
+from tests.small_disk import small_disk
 
 
 class Listener:
@@ -100,15 +99,8 @@ def quick(tmp_path: Path, tiny_model: Path) -> Iterator[Daemon]:
 @pytest.fixture
 def small_logs(tmp_path: Path, tiny_model: Path) -> Iterator[Daemon]:
     """Logs on a file system of 512 KiB."""
-    logs = tmp_path / "logs"
-    logs.mkdir(mode=0o700)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(logs)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    try:
+    with small_disk(tmp_path / "logs", "512k"):
         yield from daemon(tmp_path, tiny_model, **QUICK)
-    finally:
-        subprocess.run(["umount", "--lazy", str(logs)], check=True)
 
 
 def two_logs(node: Daemon, listener: Listener) -> tuple[Path, Path]:

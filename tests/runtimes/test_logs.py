@@ -1,6 +1,5 @@
 import asyncio
 import itertools
-import os
 import resource
 import subprocess
 import threading
@@ -12,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.runtimes import logs
+from tests.small_disk import small_disk
 
 
 @pytest.fixture
@@ -22,15 +22,8 @@ def log(tmp_path: Path) -> Path:
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Path]:
     """A log on a file system of 1 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount a tmpfs")
-    try:
+    with small_disk(tmp_path / "disk", "1m") as disk:
         yield disk / "1.log"
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def fill(log: Path) -> int:

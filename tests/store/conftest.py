@@ -1,5 +1,4 @@
 import asyncio
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,6 +6,7 @@ import pytest
 
 from agent.store.records import Change, Loaded
 from agent.store.sqlite import Store
+from tests.small_disk import small_disk
 
 
 @pytest.fixture
@@ -54,14 +54,5 @@ def reopen(state: Path) -> Callable[[], Loaded]:
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 1 MiB of its own, to be filled or remounted read-only."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "none", mount], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
-    try:
+    with small_disk(tmp_path / "disk", "1m") as mount:
         yield mount
-    finally:
-        subprocess.run(["umount", "--lazy", mount], check=True)
